@@ -1,0 +1,108 @@
+"""The one place for what depends on the versions of torch, mmengine and numpy underneath.
+
+* :data:`FakeQuantizeBase`, :data:`UniformQuantizationObserverBase`: torch moves these from ``torch.ao.quantization``
+  to torchao; the rest of the package imports them from here.
+* :func:`allow_mmengine_checkpoints`: lets ``torch.load(weights_only=True)``, torch's default, read what mmengine
+  writes, without giving the protection away.
+* :func:`alias_registry_module`: lets mmengine find the registries of the scope ``mmrazor`` in this package.
+
+The two functions run when :mod:`mmrazor_quant` is imported.
+"""
+
+import importlib.util
+import sys
+from pickle import UnpicklingError
+from types import FunctionType
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+try:
+    from torch.ao.quantization.fake_quantize import FakeQuantizeBase
+    from torch.ao.quantization.observer import UniformQuantizationObserverBase
+except ImportError:  # torch has announced the removal of torch.ao.quantization; its twin lives in torchao
+    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+    from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
+
+__all__ = ['FakeQuantizeBase', 'UniformQuantizationObserverBase', 'alias_registry_module', 'allow_mmengine_checkpoints']
+
+_HISTORY_BUFFER_STATISTICS = {
+    'min': HistoryBuffer.min,
+    'max': HistoryBuffer.max,
+    'mean': HistoryBuffer.mean,
+    'current': HistoryBuffer.current,
+}
+
+
+def _history_buffer_getattr(owner: object, name: str) -> FunctionType:
+    """Stand in for ``builtins.getattr`` in mmengine's checkpoints.
+
+    Pickle protocol 2, which torch uses, writes a method such as ``HistoryBuffer.min`` as a call
+    ``getattr(HistoryBuffer, 'min')``. Allowing the real ``getattr`` would let a checkpoint reach any attribute of any
+    allowed class, and from there anything.
+
+    Args:
+        owner: What the checkpoint wants an attribute of.
+        name: Name of the attribute.
+
+    Returns:
+        The statistics method of :class:`mmengine.logging.HistoryBuffer`.
+
+    Raises:
+        UnpicklingError: For anything but HistoryBuffer's own statistics methods.
+    """
+    if owner is HistoryBuffer and type(name) is str and name in _HISTORY_BUFFER_STATISTICS:
+        return _HISTORY_BUFFER_STATISTICS[name]
+    raise UnpicklingError(
+        f'refused: the checkpoint asks for attribute {name!r} of {owner!r}; only '
+        f'{sorted(_HISTORY_BUFFER_STATISTICS)} of mmengine\'s HistoryBuffer are allowed')
+
+
+def _numpy_globals() -> list:
+    """List the globals that pickled numpy scalars, arrays and dtypes refer to.
+
+    numpy 2 renamed ``numpy.core`` to ``numpy._core``; checkpoints written under either have to load. Pickled dtypes
+    are rebuilt through ``numpy.dtype`` into one of the classes of ``numpy.dtypes``. The object dtype is left out: an
+    array of it carries pickled objects of its own.
+
+    Returns:
+        Classes, and functions with the name that they carry in a checkpoint.
+    """
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
+    functions = [(getattr(multiarray, name), f'{module}.{name}')
+                 for name in ('scalar', '_reconstruct')
+                 for module in ('numpy._core.multiarray', 'numpy.core.multiarray')]
+    return [np.ndarray, (np.dtype, 'numpy.dtype'), *functions, *dtypes]
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read mmengine's own checkpoints.
+
+    Their message hub holds :class:`mmengine.logging.HistoryBuffer` objects with numpy arrays and with references to
+    their statistics methods; none of it is allowed by default, so that resuming would fail.
+    """
+    import _codecs
+    torch.serialization.add_safe_globals([
+        HistoryBuffer,
+        (_history_buffer_getattr, 'builtins.getattr'),
+        (_codecs.encode, '_codecs.encode'),
+        *_numpy_globals(),
+    ])
+
+
+def alias_registry_module() -> None:
+    """Let mmengine import ``mmrazor.registry`` when the package ``mmrazor`` is not installed.
+
+    mmengine takes the name of a scope for the name of a package and imports ``<scope>.registry`` whenever that scope
+    is the default one; where it cannot, it warns on each build that ``mmrazor`` should be installed. Where MMRazor
+    itself is installed nothing is aliased.
+    """
+    if importlib.util.find_spec('mmrazor') is None:
+        from mmrazor_quant import registry
+        sys.modules.setdefault('mmrazor.registry', registry)
+
+
+allow_mmengine_checkpoints()
+alias_registry_module()
