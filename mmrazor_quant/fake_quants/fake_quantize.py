@@ -1,0 +1,151 @@
+"""Fake quantization with parameters from an observer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrazor_quant import ops
+from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.observers import MinMaxObserver, RangeObserver
+from mmrazor_quant.registry import MODELS
+
+
+@MODELS.register_module()
+class FakeQuantize(FakeQuantizeBase):
+    """Quantize and dequantize with a scale and zero point taken from an observer's statistics.
+
+    It is built as torch's own ``FakeQuantize`` is, so that torch's observers, and observers and fake quantizers
+    written in torch's style, can stand in for those of this package.
+
+    Args:
+        observer: Class of the observer.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        **observer_kwargs: Further arguments of the observer, such as ``dtype``, ``qscheme``, ``ch_axis``.
+
+    Attributes:
+        activation_post_process: The observer.
+        scale: float32, shape [1] or [C].
+        zero_point: Integers, the shape of ``scale``.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        observer: type = MinMaxObserver,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.activation_post_process = observer(quant_min=quant_min, quant_max=quant_max, **observer_kwargs)
+        source = self.activation_post_process
+        self.quant_min, self.quant_max = source.quant_min, source.quant_max
+        self.dtype, self.qscheme = source.dtype, source.qscheme
+        self.is_per_channel = self.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine)
+        self.ch_axis = getattr(source, 'ch_axis', 0) if self.is_per_channel else -1
+        self.register_buffer('scale', torch.ones(1))
+        self.register_buffer('zero_point', torch.zeros(1, dtype=ops.integer_dtype(self.quant_min, self.quant_max)))
+        self._mirror_switches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe and fake-quantize, each if switched on.
+
+        Args:
+            x: Floating point, any shape.
+
+        Returns:
+            Shape and type of ``x``.
+        """
+        scale, zero_point = self.scale, self.zero_point
+        if self._observing:
+            self.activation_post_process(x.detach())
+            if self._quantizing:
+                # The new tensors are what autograd keeps: a module called twice overwrites its buffers before backward.
+                scale, zero_point = self._running_qparams()
+                self._set_qparams(scale, zero_point)
+        if self._quantizing:
+            return ops.fake_quantize(x, scale, zero_point, self.quant_min, self.quant_max, self.ch_axis)
+        return x
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Give the scale and zero point that the observer's statistics call for, without using them."""
+        return self.activation_post_process.calculate_qparams()
+
+    def compute_qparams(self) -> None:
+        """Set scale and zero point from the observer's statistics.
+
+        Raises:
+            ValueError: The observer saw no data, or NaN or infinite ones.
+        """
+        self._set_qparams(*self.calculate_qparams())
+
+    def _running_qparams(self) -> tuple[Tensor, Tensor]:
+        if isinstance(self.activation_post_process, RangeObserver):
+            return self.activation_post_process.running_qparams()
+        return self.calculate_qparams()
+
+    def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        if scale.shape != self.scale.shape:
+            self._resize(scale.numel())
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def set_channels(self, n: int) -> None:
+        """Fix the shape of scale, zero point and statistics before any data.
+
+        Args:
+            n: Number of channels.
+
+        Raises:
+            ValueError: More than one channel for a per-tensor quantizer.
+        """
+        if n != 1 and not self.is_per_channel:
+            raise ValueError(f'set_channels: got {n} for a per-tensor quantizer, allowed: 1')
+        self._resize(n)
+        if isinstance(self.activation_post_process, RangeObserver):
+            self.activation_post_process.set_channels(n)
+
+    def _resize(self, n: int) -> None:
+        # Buffers made in inference mode could not be updated outside it.
+        with torch.inference_mode(False):
+            self.scale = torch.ones(n, dtype=self.scale.dtype, device=self.scale.device)
+            self.zero_point = torch.zeros(n, dtype=self.zero_point.dtype, device=self.zero_point.device)
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Switch quantization on or off."""
+        super().enable_fake_quant(enabled)
+        self._quantizing = bool(enabled)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Switch observation on or off."""
+        super().enable_observer(enabled)
+        self._observing = bool(enabled)
+
+    def _mirror_switches(self) -> None:
+        # Reading a buffer in forward would wait for the device.
+        self._quantizing = bool(self.fake_quant_enabled[0])
+        self._observing = bool(self.observer_enabled[0])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        saved = state_dict.get(prefix + 'scale')
+        if saved is not None and saved.shape != self.scale.shape and saved.dim() == 1:
+            self._resize(len(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._mirror_switches()
+
+    def extra_repr(self) -> str:
+        """Show bits, range, granularity, switches and scale."""
+        bits = (self.quant_max - self.quant_min).bit_length()
+        low, high = self.scale.min().item(), self.scale.max().item()
+        scale = f'{low:.4g}' if low == high else f'{low:.4g}..{high:.4g}'
+        parts = [f'{bits} bit', f'[{self.quant_min}, {self.quant_max}]']
+        parts += [f'{self.scale.numel()} channels of axis {self.ch_axis}'] if self.is_per_channel else ['per tensor']
+        parts += [f'scale={scale}', f'fake_quant={"on" if self._quantizing else "off"}']
+        parts += [f'observer={"on" if self._observing else "off"}']
+        return ', '.join(parts)
