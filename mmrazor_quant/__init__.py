@@ -1,9 +1,6 @@
 """Quantization of OpenMMLab models: importing this package registers all of it under the scope ``mmrazor``."""
 
-# compat comes first: it has to have run before anything loads a checkpoint or resolves a scope.
-from mmrazor_quant import compat
-from mmrazor_quant import registry
+from mmrazor_quant import compat, engine, registry
+from mmrazor_quant.version import __version__
 
-__version__ = '0.1.0'
-
-__all__ = ['__version__', 'compat', 'registry']
+__all__ = ['__version__', 'compat', 'engine', 'registry']

@@ -56,7 +56,8 @@ def _history_buffer_getattr(owner: object, name: str) -> FunctionType:
         return _HISTORY_BUFFER_STATISTICS[name]
     raise UnpicklingError(
         f'refused: the checkpoint asks for attribute {name!r} of {owner!r}; only '
-        f'{sorted(_HISTORY_BUFFER_STATISTICS)} of mmengine\'s HistoryBuffer are allowed')
+        f"{sorted(_HISTORY_BUFFER_STATISTICS)} of mmengine's HistoryBuffer are allowed"
+    )
 
 
 def _numpy_globals() -> list:
@@ -71,9 +72,11 @@ def _numpy_globals() -> list:
     """
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'}
-    functions = [(getattr(multiarray, name), f'{module}.{name}')
-                 for name in ('scalar', '_reconstruct')
-                 for module in ('numpy._core.multiarray', 'numpy.core.multiarray')]
+    functions = [
+        (getattr(multiarray, name), f'{module}.{name}')
+        for name in ('scalar', '_reconstruct')
+        for module in ('numpy._core.multiarray', 'numpy.core.multiarray')
+    ]
     return [np.ndarray, (np.dtype, 'numpy.dtype'), *functions, *dtypes]
 
 
@@ -84,12 +87,15 @@ def allow_mmengine_checkpoints() -> None:
     their statistics methods; none of it is allowed by default, so that resuming would fail.
     """
     import _codecs
-    torch.serialization.add_safe_globals([
-        HistoryBuffer,
-        (_history_buffer_getattr, 'builtins.getattr'),
-        (_codecs.encode, '_codecs.encode'),
-        *_numpy_globals(),
-    ])
+
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_history_buffer_getattr, 'builtins.getattr'),
+            (_codecs.encode, '_codecs.encode'),
+            *_numpy_globals(),
+        ]
+    )
 
 
 def alias_registry_module() -> None:
@@ -101,6 +107,7 @@ def alias_registry_module() -> None:
     """
     if importlib.util.find_spec('mmrazor') is None:
         from mmrazor_quant import registry
+
         sys.modules.setdefault('mmrazor.registry', registry)
 
 

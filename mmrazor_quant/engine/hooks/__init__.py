@@ -1,0 +1,6 @@
+"""Hooks that the loops and the tools register by themselves."""
+
+from mmrazor_quant.engine.hooks.checkpoint_match_hook import CheckpointMatchHook
+from mmrazor_quant.engine.hooks.quant_eval_hook import QuantEvalHook
+
+__all__ = ['CheckpointMatchHook', 'QuantEvalHook']

@@ -1,0 +1,45 @@
+"""Checks of the arguments that loops take from a config."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+def refuse_unknown(field: str, loop_class: type, unknown: dict[str, Any]) -> None:
+    """Refuse arguments that a loop does not have, naming those it has.
+
+    Args:
+        field: Config field of the loop.
+        loop_class: The loop.
+        unknown: Arguments that were left over.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if unknown:
+        parameters = inspect.signature(loop_class.__init__).parameters.values()
+        known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ('self', 'runner')]
+        raise ValueError(
+            f'{field} of {loop_class.__name__} has no field {", ".join(map(repr, unknown))}; '
+            f'known are {", ".join(known)}'
+        )
+
+
+def check_int(field: str, value: Any, minimum: int) -> int:
+    """Check an integer of a config.
+
+    Args:
+        field: Config field.
+        value: What was given.
+        minimum: Smallest value allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not an int, or too small.
+    """
+    if type(value) is not int or value < minimum:
+        raise ValueError(f'{field} must be an int >= {minimum}, but got {value!r}')
+    return value

@@ -1,0 +1,175 @@
+"""Post-training quantization as a test loop."""
+
+from __future__ import annotations
+
+import os.path as osp
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner, TestLoop, autocast
+from mmengine.runner.loops import _parse_losses
+from torch.utils.data import DataLoader
+
+from mmrazor_quant.engine.calibration import (
+    build_calibration_dataloader,
+    build_dataloader,
+    calibrate,
+    set_float,
+    set_quantized,
+)
+from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
+from mmrazor_quant.engine.comparison import comparison_table
+from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.registry import LOOPS
+
+LOG_SECONDS = 10.0
+"""Seconds between two lines of progress of the float evaluation."""
+
+
+@LOOPS.register_module()
+class PTQLoop(TestLoop):
+    """Calibrate, save the quantized checkpoint, evaluate float and quantized; with a quantized checkpoint: evaluate.
+
+    The checkpoint, ``quantized.pth`` in the work directory, is written before the evaluation, so that interrupting
+    that loses nothing: ``tools/test.py CONFIG quantized.pth`` evaluates it.
+
+    Args:
+        runner: Runner of a :class:`mmrazor_quant.algorithms.GeneralQuant`.
+        dataloader: What to evaluate on.
+        evaluator: Metrics.
+        fp16: Evaluate in automatic mixed precision. Calibration is always done in the precision of the weights.
+        calibrate_dataloader: Dataloader to calibrate on. None: the dataset of ``train_dataloader`` with the
+            transforms of ``test_dataloader`` (no random augmentation), in an order shuffled by ``calibrate_seed``.
+        calibrate_steps: Number of batches to calibrate on.
+        calibrate_weights_quantized: Observe activations behind quantized weights instead of float ones.
+        calibrate_seed: Seed of the order of the default calibration data, the same in every run.
+        save_as: File name of the quantized checkpoint in the work directory.
+
+    Example:
+        >>> test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        fp16: bool = False,
+        calibrate_dataloader: DataLoader | dict | None = None,
+        calibrate_steps: int = 32,
+        calibrate_weights_quantized: bool = False,
+        calibrate_seed: int = 0,
+        save_as: str = 'quantized.pth',
+        **unknown: Any,
+    ) -> None:
+        refuse_unknown('test_cfg', PTQLoop, unknown)
+        self.calibrate_steps = check_int('test_cfg.calibrate_steps', calibrate_steps, minimum=1)
+        self.calibrate_seed = check_int('test_cfg.calibrate_seed', calibrate_seed, minimum=0)
+        self.calibrate_weights_quantized = calibrate_weights_quantized
+        self.save_as = save_as
+        self._calibrate_dataloader = calibrate_dataloader
+        self._dataloader_config = dataloader
+        unwrap_quant_model(runner, "test_cfg.type='mmrazor.PTQLoop'")
+        super().__init__(runner, dataloader, evaluator, fp16=fp16)
+
+    @property
+    def model(self) -> QuantModel:
+        """The quantized model, without data-parallel wrapper."""
+        return unwrap_quant_model(self.runner, 'test_cfg')
+
+    def run(self) -> dict[str, float]:
+        """Calibrate if that was not done yet, and evaluate.
+
+        Returns:
+            Metrics of the quantized model, and those of the float model as ``float/<name>`` if it calibrated.
+
+        Raises:
+            ValueError: If there are no data to calibrate on, or they make ranges that are not finite.
+            RuntimeError: If the calibration data cannot be read.
+        """
+        if self.model.is_calibrated:
+            self.runner.logger.info('The model is calibrated already: evaluating only')
+            return self._evaluate_quantized({})
+        self.calibrate()
+        float_metrics = self._evaluate_float()
+        metrics = self._evaluate_quantized(float_metrics)
+        self.runner.logger.info(
+            'Float and quantized model on the same test data:\n' + comparison_table(float_metrics, metrics)
+        )
+        return metrics
+
+    def calibrate(self) -> None:
+        """Calibrate the model and save it."""
+        field = 'test_cfg.calibrate_dataloader'
+        batches, source = self._build_calibration_data(field)
+        self.runner.logger.info(f'Calibrating on {source}, up to {self.calibrate_steps} batches')
+        calibrate(self.model, batches, self.calibrate_steps, source, self.calibrate_weights_quantized)
+        path = osp.join(self.runner.work_dir, self.save_as)
+        save_quantized_checkpoint(self.runner, self.model, path, getattr(self.dataloader.dataset, 'metainfo', None))
+        self.runner.logger.info(f'Saved the quantized checkpoint {path}')
+        self._update_ema_copies()
+
+    def _build_calibration_data(self, field: str) -> tuple[DataLoader, str]:
+        """Build the calibration data; returns them and the config field that they come from."""
+        if self._calibrate_dataloader is None:
+            loader = build_calibration_dataloader(self.runner, self._dataloader_config, field, self.calibrate_seed)
+            return loader, 'train_dataloader'
+        return build_dataloader(self.runner, self._calibrate_dataloader, field, field, self.calibrate_seed), field
+
+    def _update_ema_copies(self) -> None:
+        """Bring copies of the model up to date: EMAHook swaps its own, made before calibration, in for the test."""
+        for hook in self.runner.hooks:
+            if isinstance(hook, EMAHook):
+                hook.ema_model.module.load_state_dict(self.model.state_dict())
+
+    def _evaluate_float(self) -> dict[str, float]:
+        """Evaluate the float model, without hooks: they belong to the evaluation of the quantized one."""
+        set_float(self.model)
+        self.runner.model.eval()
+        for data_batch in self._with_progress('Float evaluation'):
+            with torch.no_grad(), autocast(enabled=self.fp16):
+                outputs = self.runner.model.test_step(data_batch)
+            self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        return self.evaluator.evaluate(len(self.dataloader.dataset))
+
+    def _with_progress(self, title: str) -> Iterator[Any]:
+        """Iterate over the test data and log progress."""
+        total, start = len(self.dataloader), time.perf_counter()
+        logged = start
+        for done, data_batch in enumerate(self.dataloader, 1):
+            yield data_batch
+            now = time.perf_counter()
+            if done == total or now - logged > LOG_SECONDS:
+                eta = timedelta(seconds=round((now - start) / done * (total - done)))
+                self.runner.logger.info(f'{title} [{done}/{total}]  eta: {eta}  time: {(now - start) / done:.4f}')
+                logged = now
+
+    def _evaluate_quantized(self, float_metrics: dict[str, float]) -> dict[str, float]:
+        """Evaluate the quantized model as mmengine's TestLoop does, hooks included.
+
+        Args:
+            float_metrics: Metrics of the float model, to hand to the hooks as ``float/<name>``.
+
+        Returns:
+            All metrics.
+        """
+        set_quantized(self.model)
+        self.runner.call_hook('before_test')
+        self.runner.call_hook('before_test_epoch')
+        self.runner.model.eval()
+        self.test_loss.clear()
+        for idx, data_batch in enumerate(self.dataloader):
+            self.run_iter(idx, data_batch)
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        if self.test_loss:
+            metrics.update(_parse_losses(self.test_loss, 'test'))
+        metrics.update({f'float/{name}': value for name, value in float_metrics.items()})
+        self.runner.call_hook('after_test_epoch', metrics=metrics)
+        self.runner.call_hook('after_test')
+        return metrics

@@ -1,0 +1,61 @@
+"""What the loops ask of a model."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+
+@runtime_checkable
+class QuantModel(Protocol):
+    """The methods of :class:`mmrazor_quant.algorithms.GeneralQuant` that the loops call."""
+
+    is_calibrated: bool
+
+    def set_quant_state(
+        self,
+        weight_observer: bool | None = None,
+        weight_fake_quant: bool | None = None,
+        act_observer: bool | None = None,
+        act_fake_quant: bool | None = None,
+    ) -> None:
+        """Switch observers and fake quantizers; None leaves them."""
+
+    def observe_weights(self) -> None:
+        """Set the qparams of all weights from the weights as they are now."""
+
+    def compute_act_qparams(self) -> None:
+        """Set the qparams of all activations from what their observers have seen."""
+
+    def reset_observers(self) -> None:
+        """Forget everything that was observed."""
+
+    def mark_calibrated(self) -> None:
+        """Set ``is_calibrated``, which the state dict keeps."""
+
+    def freeze_bn(self, frozen: bool) -> None:
+        """Have batch normalization use and keep its running statistics."""
+
+
+def unwrap_quant_model(runner: Runner, field: str) -> QuantModel:
+    """Get the quantized model of a runner out of its data-parallel wrapper.
+
+    Args:
+        runner: Runner with a built model.
+        field: Config field that asks for a quantized model, for the error.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If the model is not a GeneralQuant or something with the same methods.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not isinstance(model, QuantModel):
+        raise TypeError(
+            f'{field} needs a quantized model: model.type must be mmrazor.GeneralQuant (or a class with the same '
+            f'methods), but the model is a {type(model).__name__}'
+        )
+    return model
