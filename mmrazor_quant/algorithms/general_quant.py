@@ -1,0 +1,272 @@
+"""The algorithm: an OpenMMLab model whose convolutions, linear layers and matrix products are quantized."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from mmrazor_quant.codebases import build_examples
+from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.graph.layers import BATCH_NORM_TYPES, folded_weight
+from mmrazor_quant.registry import MODELS
+from mmrazor_quant.tracing.report import CaptureReport
+
+_PREFIX = 'architecture.'
+
+
+@MODELS.register_module()
+class GeneralQuant(BaseModel):
+    """Wraps a model and quantizes it in place.
+
+    The architecture keeps its class, its submodules, their paths and the names of its parameters; the state dict of
+    this model is that of the float model with the quantization parameters beside it, so that a float checkpoint
+    loads into it as it is.
+
+    Args:
+        architecture: config of the model, or the built model.
+        quantizer: config of the quantizer, or the built quantizer.
+        data_preprocessor: config for the architecture's data preprocessor where it names none (mmengine passes the
+            one at the top of a config).
+        input_shape: shape (channels, height, width) of an example image to capture with; None: what the model says,
+            else common sizes.
+        float_checkpoint: path of a float checkpoint to load before quantization.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        TypeError: an architecture that is neither a config nor a module.
+        ValueError: a field of the quantizer, or an input shape that the model does not run on.
+
+    Example:
+        >>> model = dict(
+        ...     type='mmrazor.GeneralQuant',
+        ...     architecture=_base_.model,
+        ...     quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=dict(w_qscheme=dict(bit=4))),
+        ... )
+    """
+
+    def __init__(
+        self,
+        architecture: Mapping[str, Any] | nn.Module,
+        quantizer: Mapping[str, Any] | Any = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+        input_shape: Sequence[int] | None = None,
+        float_checkpoint: str | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        # BaseModel registers a preprocessor of its own; the architecture has one, and it is the one in use.
+        del self._modules['data_preprocessor']
+        self.quantizer = _build_quantizer(quantizer)
+        self.architecture = _build_architecture(architecture, data_preprocessor)
+        self.float_checkpoint = float_checkpoint
+        if float_checkpoint is not None:
+            load_checkpoint(self.architecture, float_checkpoint, map_location='cpu')
+        self.findings, self.inserted = self.quantizer.prepare(
+            self.architecture, build_examples(self.architecture, input_shape)
+        )
+        self.register_buffer('quant_calibrated', torch.zeros(1, dtype=torch.uint8))
+        self.register_state_dict_post_hook(_strip_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+        self.set_quant_state(False, False, False, False)
+        print_log(f'Quantized model:\n{self.capture_report().table()}', logger='current')
+
+    # -- an OpenMMLab model ----------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        # Hooks and tools reach for parts of the model (model.backbone, model.bbox_head, ...).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == 'architecture':
+                raise
+            return getattr(self.architecture, name)
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """Runs the architecture in mode ``loss``, ``predict`` or ``tensor``."""
+        if not hasattr(self.architecture, 'predict'):
+            return self.architecture(inputs)
+        return self.architecture(inputs, data_samples, mode=mode)
+
+    def init_weights(self) -> None:
+        """Initialises the architecture, unless its weights came from ``float_checkpoint``."""
+        if self.float_checkpoint is None:
+            super().init_weights()
+
+    # -- state of the quantizers -----------------------------------------------------------------------------------
+
+    def weight_quantizers(self) -> Iterator[tuple[str, FakeQuantizeBase]]:
+        """Yields path and module of every weight quantizer."""
+        for site in self.inserted.weights:
+            yield site.quantizer, self.architecture.get_submodule(site.quantizer)
+
+    def act_quantizers(self) -> Iterator[tuple[str, FakeQuantizeBase]]:
+        """Yields path and module of every activation quantizer."""
+        for path in self.inserted.activations:
+            yield path, self.architecture.get_submodule(path)
+
+    def set_quant_state(
+        self,
+        weight_observer: bool | None = None,
+        weight_fake_quant: bool | None = None,
+        act_observer: bool | None = None,
+        act_fake_quant: bool | None = None,
+    ) -> None:
+        """Switches observers and fake quantizers on or off.
+
+        Args:
+            weight_observer: whether weight ranges follow the weights; None leaves it.
+            weight_fake_quant: whether weights are quantized; None leaves it.
+            act_observer: whether activation ranges are observed; None leaves it.
+            act_fake_quant: whether activations are quantized; None leaves it.
+        """
+        for quantizers, observer, fake_quant in (
+            (self.weight_quantizers(), weight_observer, weight_fake_quant),
+            (self.act_quantizers(), act_observer, act_fake_quant),
+        ):
+            for _, quantizer in quantizers:
+                if observer is not None:
+                    quantizer.enable_observer(observer)
+                if fake_quant is not None:
+                    quantizer.enable_fake_quant(fake_quant)
+
+    @torch.no_grad()
+    def observe_weights(self) -> None:
+        """Computes the qparams of all weights, with batch norms folded in, from their present values.
+
+        Raises:
+            ValueError: NaN or Inf in a weight, naming its quantizer.
+        """
+        for site in self.inserted.weights:
+            quantizer = self.architecture.get_submodule(site.quantizer)
+            _reset(quantizer)
+            _observer(quantizer)(self._weight(site.layer, site.norm, site.weight))
+            _compute(site.quantizer, quantizer)
+
+    def _weight(self, layer: str, norm: str | None, weight: str) -> torch.Tensor:
+        module = self.architecture.get_submodule(layer)
+        if norm is not None:
+            return folded_weight(module, self.architecture.get_submodule(norm))
+        return getattr(module, weight.rpartition('.')[2])
+
+    def compute_act_qparams(self) -> None:
+        """Computes the qparams of all activations from what their observers saw.
+
+        Raises:
+            ValueError: NaN, Inf or no data at all, naming the quantizer.
+        """
+        for path, quantizer in self.act_quantizers():
+            _compute(path, quantizer)
+
+    def reset_observers(self) -> None:
+        """Forgets what all observers saw."""
+        for _, quantizer in (*self.weight_quantizers(), *self.act_quantizers()):
+            _reset(quantizer)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the quantization parameters are set (by calibration, training, or a quantized checkpoint)."""
+        return bool(self.quant_calibrated.item())
+
+    def mark_calibrated(self) -> None:
+        """Records, in the state dict too, that the quantization parameters are set."""
+        self.quant_calibrated.fill_(1)
+
+    def freeze_bn(self, frozen: bool = True) -> None:
+        """Lets batch norms use and keep their running statistics, or learn from the batch again."""
+        for module in self.architecture.modules():
+            if isinstance(module, BATCH_NORM_TYPES):
+                module.train(self.training and not frozen)
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def capture_report(self) -> CaptureReport:
+        """Returns which islands were captured and which layers are outside."""
+        return CaptureReport.of(self.architecture, self.findings)
+
+    def quantizable_report(self) -> list[dict[str, Any]]:
+        """Returns the rows of the capture report."""
+        return self.capture_report().rows()
+
+    def convert(self) -> nn.Module:
+        """Returns a copy of the architecture with baked weights and explicit quantize/dequantize operations.
+
+        Raises:
+            RuntimeError: the model is not calibrated.
+        """
+        if not self.is_calibrated:
+            raise RuntimeError('convert: the model is not calibrated; run PTQ, QAT, or load a quantized checkpoint')
+        model = copy.deepcopy(self)
+        model.set_quant_state(False, True, False, True)
+        return self.quantizer.convert(model.architecture)
+
+
+def _build_quantizer(quantizer: Any) -> Any:
+    if quantizer is None:
+        quantizer = dict(type='mmrazor.CustomQuantizer')
+    if isinstance(quantizer, Mapping):
+        return MODELS.build(quantizer)
+    if not callable(getattr(quantizer, 'prepare', None)):
+        raise TypeError(f'quantizer: a config or a quantizer wanted, got {type(quantizer).__name__}')
+    return quantizer
+
+
+def _build_architecture(
+    architecture: Mapping[str, Any] | nn.Module, data_preprocessor: Mapping[str, Any] | None
+) -> nn.Module:
+    if isinstance(architecture, Mapping):
+        architecture = copy.deepcopy(architecture)
+        if data_preprocessor is not None:
+            architecture.setdefault('data_preprocessor', data_preprocessor)
+        architecture = MODELS.build(architecture)
+    if not isinstance(architecture, nn.Module):
+        raise TypeError(f'architecture: a config or a torch.nn.Module wanted, got {type(architecture).__name__}')
+    return architecture
+
+
+def _observer(quantizer: FakeQuantizeBase) -> nn.Module:
+    """Returns the observer (torch's own fake quantizer keeps it as ``activation_post_process``)."""
+    return quantizer.activation_post_process
+
+
+def _reset(quantizer: FakeQuantizeBase) -> None:
+    observer = _observer(quantizer)
+    for name in ('reset', 'reset_min_max_vals'):
+        if hasattr(observer, name):
+            getattr(observer, name)()
+            return
+
+
+def _compute(path: str, quantizer: FakeQuantizeBase) -> None:
+    try:
+        if hasattr(quantizer, 'compute_qparams'):
+            quantizer.compute_qparams()
+        else:
+            scale, zero_point = quantizer.calculate_qparams()
+            quantizer.scale.resize_(scale.shape).copy_(scale)
+            quantizer.zero_point.resize_(zero_point.shape).copy_(zero_point)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
+def _strip_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """Names the architecture's entries as the float model does."""
+    _rename(state_dict, prefix + _PREFIX, prefix)
+
+
+def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = {prefix + name for name, _ in module.named_buffers(recurse=False)}
+    for key in [k for k in state_dict if k.startswith(prefix) and k not in own]:
+        if not key.startswith(prefix + _PREFIX):
+            state_dict[prefix + _PREFIX + key[len(prefix) :]] = state_dict.pop(key)
+
+
+def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:
+    for key in [k for k in state_dict if k.startswith(old)]:
+        state_dict[new + key[len(old) :]] = state_dict.pop(key)

@@ -1,0 +1,5 @@
+"""What is known of the OpenMMLab libraries: how to run their models on an example."""
+
+from .examples import Example, build_examples
+
+__all__ = ['Example', 'build_examples']

@@ -1,0 +1,135 @@
+"""Example inputs for a model, whatever library it comes from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmrazor_quant.tracing.state import preserved, seeded
+
+DEFAULT_SIZES = (224, 256, 299, 384, 512, 32)
+"""Image sizes tried, in order, when neither the user nor the model names one."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example input.
+
+    Args:
+        shape: shape (batch, channels, height, width).
+        run: runs the model on it in every mode that works, in train and in eval.
+    """
+
+    shape: tuple[int, ...]
+    run: Callable[[], None]
+
+
+def build_examples(model: nn.Module, input_shape: Sequence[int] | None = None) -> list[Example]:
+    """Makes the example that is captured and the one that verifies it at another batch and image size.
+
+    Args:
+        model: the architecture.
+        input_shape: shape (channels, height, width) of one image; None: what the model says, else common sizes.
+
+    Returns:
+        One example, or two where the model accepts a second one.
+
+    Raises:
+        ValueError: the model does not run on ``input_shape`` (or on any size tried).
+    """
+    errors: list[str] = []
+    for shape in _candidates(model, input_shape):
+        error = _failure(model, shape)
+        if error is None:
+            return _with_second(model, shape)
+        errors.append(f'{shape}: {error}')
+    hint = "set GeneralQuant's input_shape=(channels, height, width)"
+    raise ValueError(
+        f'input_shape: the architecture does not run on an example input; {hint}. Tried ' + '; '.join(errors)
+    )
+
+
+def _with_second(model: nn.Module, shape: tuple[int, ...]) -> list[Example]:
+    first = Example(shape, lambda: run_all_modes(model, shape))
+    batch, channels, *size = shape
+    resized = tuple(s + 32 * (i + 1) for i, s in enumerate(size))
+    for other in ((batch + 1, channels, *resized), (batch + 1, *shape[1:])):
+        if _failure(model, other) is None:
+            return [first, Example(other, lambda other=other: run_all_modes(model, other))]
+    return [first]
+
+
+def _candidates(model: nn.Module, input_shape: Sequence[int] | None) -> list[tuple[int, ...]]:
+    if input_shape is not None:
+        if not all(isinstance(n, int) and n > 0 for n in input_shape) or not input_shape:
+            raise ValueError(f'input_shape: positive integers (channels, height, width) wanted, got {input_shape!r}')
+        return [(2, *input_shape)]
+    own = _own_size(model)
+    sizes = [own] if own else [(s, s) for s in DEFAULT_SIZES]
+    return [(2, channels, *size) for channels in (3, 1) for size in sizes]
+
+
+def _own_size(model: nn.Module) -> tuple[int, int] | None:
+    """Returns the image size that a module of the model declares (as vision transformers do), if any."""
+    for module in model.modules():
+        size = getattr(module, 'img_size', None)
+        if isinstance(size, int):
+            return (size, size)
+        if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(s, int) for s in size):
+            return (size[0], size[1])
+    return None
+
+
+def _failure(model: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Runs the model's plain forward once in eval; returns why it does not work, or None."""
+    try:
+        with preserved(model), torch.no_grad():
+            model.eval()
+            _forward(model, shape, 'tensor')
+    except Exception as error:  # whatever the architecture raises is the answer to the question asked
+        return f'{type(error).__name__}: {error}'
+    return None
+
+
+def run_all_modes(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Runs ``tensor`` and ``predict`` in eval and ``loss`` in train; the caller restores buffers and flags.
+
+    Modes beyond ``tensor`` that the example's labels do not fit are passed over: they call the same modules.
+    """
+    with seeded():
+        model.eval()
+        _forward(model, shape, 'tensor')
+        for mode, training in (('predict', False), ('loss', True)):
+            model.train(training)
+            _optional_forward(model, shape, mode)
+
+
+def _optional_forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> str | None:
+    try:
+        _forward(model, shape, mode)
+    except Exception as error:  # see run_all_modes: an example label that does not fit is no fault of the model
+        return f'{type(error).__name__}: {error}'
+    return None
+
+
+def _forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> Any:
+    parameter = next(model.parameters(), torch.empty(0))
+    inputs = torch.randn(shape, dtype=parameter.dtype, device=parameter.device)
+    if not hasattr(model, 'predict'):
+        return model(inputs)
+    return model(inputs, _samples(model, shape), mode=mode)
+
+
+def _samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any] | None:
+    """Asks the library that the model comes from for annotations."""
+    if 'mmcls' in sys.modules:
+        from . import mmcls
+
+        if mmcls.owns(model):
+            return mmcls.samples(model, shape)
+    return None

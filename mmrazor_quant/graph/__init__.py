@@ -1,0 +1,1 @@
+"""Passes over captured graphs: fold, decompose, insert, convert."""

@@ -1,0 +1,75 @@
+"""Taking fused attention apart, so that its two matrix products can be quantized."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.fx import Node
+
+_ARGUMENTS = ('query', 'key', 'value', 'attn_mask', 'dropout_p', 'is_causal')
+
+
+def decompose_attention(graph: fx.Graph) -> fx.Graph:
+    """Returns a copy of a graph with every scaled dot-product attention written as matmul, softmax, matmul.
+
+    Equal to the fused function up to float rounding.
+
+    Args:
+        graph: captured graph; not changed.
+    """
+    graph = copy.deepcopy(graph)
+    for node in list(graph.nodes):
+        if node.op == 'call_function' and node.target is F.scaled_dot_product_attention:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(_attention(graph, node))
+            graph.erase_node(node)
+    return graph
+
+
+def _attention(graph: fx.Graph, node: Node) -> Node:
+    arguments = dict(zip(_ARGUMENTS, node.args)) | dict(node.kwargs)
+    query, key, value = (arguments[name] for name in ('query', 'key', 'value'))
+
+    def call(function: object, *args: object, like: Node, **kwargs: object) -> Node:
+        new = graph.call_function(function, args, kwargs)
+        new.meta = {k: v for k, v in node.meta.items() if k == 'nn_module_stack'} | {'shape': like.meta.get('shape')}
+        return new
+
+    query = call(scale_query, query, arguments.get('scale'), like=query)
+    scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1, like=key), like=query)
+    masked = arguments.get('attn_mask') is not None or arguments.get('is_causal', False)
+    if masked:
+        scores = call(mask_scores, scores, arguments.get('attn_mask'), arguments.get('is_causal', False), like=query)
+    weights = call(torch.softmax, scores, -1, like=query)
+    if arguments.get('dropout_p', 0.0):
+        weights = call(F.dropout, weights, arguments['dropout_p'], True, like=query)
+    return call(torch.matmul, weights, value, like=node)
+
+
+def scale_query(query: Tensor, scale: float | None) -> Tensor:
+    """Multiplies the query by ``scale``, or by 1 / sqrt(its last dimension)."""
+    return query * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
+
+
+def mask_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Applies the mask of :func:`torch.nn.functional.scaled_dot_product_attention`.
+
+    Args:
+        scores: shape (..., queries, keys).
+        mask: bool (True takes part) or additive float, broadcastable to ``scores``.
+        causal: whether query i sees keys 0..i only.
+    """
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, float('-inf'))
+    return scores + mask
+
+
+def has_fused_attention(graph: fx.Graph) -> bool:
+    """Tells whether a graph calls the fused attention."""
+    return any(n.op == 'call_function' and n.target is F.scaled_dot_product_attention for n in graph.nodes)

@@ -1,0 +1,75 @@
+"""Folding batch norms into the layer before them."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+
+from torch import fx, nn
+from torch.fx import Node
+
+from .layers import BATCH_NORM_TYPES, LAYER_TYPES
+
+
+def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
+    """Returns the pairs (layer path, batch norm path) that can be one operation in all graphs of an island.
+
+    A pair qualifies where each call of the layer is followed by that batch norm and by nothing else, and the batch
+    norm follows nothing else. A layer shared by several batch norms is left as it is: it has one weight, which no
+    single norm can be folded into.
+
+    Args:
+        graphs: captured graphs of one island.
+        root: the island's module.
+    """
+    followers: dict[str, set[str | None]] = defaultdict(set)
+    leaders: dict[str, set[str | None]] = defaultdict(set)
+    for graph in graphs:
+        for node in graph.nodes:
+            if _is(node, root, LAYER_TYPES):
+                followers[node.target].add(_follower(node, root))
+            elif _is(node, root, BATCH_NORM_TYPES):
+                leaders[node.target].add(_leader(node, root))
+    pairs = {layer: next(iter(norms)) for layer, norms in followers.items() if len(norms) == 1}
+    return {
+        layer: norm
+        for layer, norm in pairs.items()
+        if norm is not None and leaders[norm] == {layer} and _foldable(root, layer, norm)
+    }
+
+
+def fold(graph: fx.Graph, pairs: dict[str, str]) -> fx.Graph:
+    """Returns a copy of a graph without the folded batch norms; the layer's node names its norm in its metadata.
+
+    Args:
+        graph: captured graph; not changed.
+        pairs: what :func:`find_foldable` returned.
+    """
+    graph = copy.deepcopy(graph)
+    for node in list(graph.nodes):
+        if node.op == 'call_module' and node.target in pairs:
+            norm = next(iter(node.users))
+            norm.replace_all_uses_with(node)
+            node.meta['folded_norm'] = norm.target
+            graph.erase_node(norm)
+    return graph
+
+
+def _is(node: Node, root: nn.Module, types: tuple[type, ...]) -> bool:
+    return node.op == 'call_module' and isinstance(root.get_submodule(node.target), types)
+
+
+def _follower(node: Node, root: nn.Module) -> str | None:
+    users = list(node.users)
+    return users[0].target if len(users) == 1 and _is(users[0], root, BATCH_NORM_TYPES) else None
+
+
+def _leader(node: Node, root: nn.Module) -> str | None:
+    source = node.all_input_nodes[0]
+    return source.target if _is(source, root, LAYER_TYPES) else None
+
+
+def _foldable(root: nn.Module, layer_path: str, norm_path: str) -> bool:
+    layer, norm = root.get_submodule(layer_path), root.get_submodule(norm_path)
+    grouped_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1
+    return norm.track_running_stats and not grouped_transposed and layer.weight is not None

@@ -1,0 +1,208 @@
+"""Inserting fake quantizers into a captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+from torch.fx import Node
+
+from .layers import WEIGHT_QUANTIZER, channel_axis, quantized_layer, quantized_layer_norm
+from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, find_sites
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """A weight and its quantizer, by path below the model.
+
+    Args:
+        quantizer: path of the fake quantizer.
+        weight: path of the parameter.
+        layer: path of the module that owns it.
+        norm: path of the batch norm folded into it, or None.
+    """
+
+    quantizer: str
+    weight: str
+    layer: str
+    norm: str | None = None
+
+
+@dataclass
+class Inserted:
+    """All quantizers of a model, by path.
+
+    Args:
+        weights: the quantized weights, in execution order.
+        activations: paths of the activation quantizers, in execution order.
+    """
+
+    weights: list[WeightSite] = field(default_factory=list)
+    activations: list[str] = field(default_factory=list)
+
+    def add_weight(self, site: WeightSite) -> None:
+        """Adds a weight once, however many graphs use it."""
+        if site not in self.weights:
+            self.weights.append(site)
+
+    def add_activation(self, path: str) -> None:
+        """Adds an activation quantizer once."""
+        if path not in self.activations:
+            self.activations.append(path)
+
+
+MakeQuantizer = Callable[[Site, str, int, int], 'nn.Module | None']
+"""``make(site, 'w' or 'a', channels, axis)``: a fake quantizer, or None where the configuration says float."""
+
+
+def insert(graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted) -> fx.Graph:
+    """Inserts quantizers into a graph, in place, attaching to ``root`` those that do not exist yet.
+
+    Each activation quantizer is a child of the layer (or of the module in whose forward the function is called)
+    whose input it quantizes; inputs of several sites that read the same tensor share the quantizer of the first.
+
+    Args:
+        graph: captured and folded graph.
+        root: the island's module.
+        prefix: path of the island in the model.
+        make: makes the quantizer of a site.
+        inserted: record that is added to.
+
+    Returns:
+        The graph.
+    """
+    pass_ = _Insertion(graph, root, prefix, make, inserted)
+    for site in find_sites(graph, root):
+        pass_.quantize(site)
+    graph.lint()
+    return graph
+
+
+class _Insertion:
+    def __init__(self, graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted) -> None:
+        self.graph, self.root, self.prefix, self.make, self.inserted = graph, root, prefix, make, inserted
+        self.shared: dict[tuple[Node, str], Node] = {}
+
+    def quantize(self, site: Site) -> None:
+        for position, source in enumerate(site.activations):
+            self._activation(site, position, source)
+        if site.kind == LAYER:
+            self._layer_weight(site)
+        elif site.kind == FUNCTIONAL:
+            self._functional_weight(site)
+
+    def _activation(self, site: Site, position: int, source: Node) -> None:
+        path = site.quantizer_path(position)
+        quantizer = _existing(self.root, path)
+        if quantizer is None:
+            quantizer = self.make(site, 'a', 1, -1)
+        if quantizer is None:
+            return
+        key = (source, repr_config(quantizer))
+        node = self.shared.get(key) if not _modified_in_place(source, self.root) else None
+        if node is None:
+            attach(self.root, path, quantizer)
+            self.inserted.add_activation(self._full(path))
+            with self.graph.inserting_before(site.node):
+                node = self.graph.call_module(path, (source,))
+            node.meta = dict(source.meta)
+            self.shared[key] = node
+        site.node.replace_input_with(source, node)
+
+    def _layer_weight(self, site: Site) -> None:
+        path = f'{site.owner}.{WEIGHT_QUANTIZER}'.lstrip('.')
+        layer = self.root.get_submodule(site.owner)
+        axis = channel_axis(layer)
+        if not self._has_weight_quantizer(site, path, layer.weight.shape[axis], axis):
+            self._restore_norm(site)
+            return
+        norm = site.node.meta.get('folded_norm')
+        self.inserted.add_weight(
+            WeightSite(self._full(path), self._full(f"{site.owner}.weight"), self._full(site.owner),
+                       None if norm is None else self._full(norm))
+        )  # fmt: skip
+        self._replace_call(site.node, norm)
+
+    def _replace_call(self, node: Node, norm: str | None) -> None:
+        modules = [node.target] if norm is None else [node.target, norm]
+        function = quantized_layer if norm is None else quantized_layer_norm
+        with self.graph.inserting_before(node):
+            attributes = [self.graph.get_attr(path) for path in modules]
+            new = self.graph.call_function(function, (*attributes, *node.args), dict(node.kwargs))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+
+    def _restore_norm(self, site: Site) -> None:
+        """A layer that stays float keeps its batch norm as an operation of its own."""
+        norm = site.node.meta.pop('folded_norm', None)
+        if norm is None:
+            return
+        with self.graph.inserting_after(site.node):
+            node = self.graph.call_module(norm)
+        node.meta = dict(site.node.meta)
+        site.node.replace_all_uses_with(node)
+        node.args = (site.node,)
+
+    def _functional_weight(self, site: Site) -> None:
+        weight, axis = site.weight, FUNCTIONAL_LAYERS[site.node.target]
+        channels = weight.meta['shape'][axis]
+        parameter = weight.op == 'get_attr'
+        path = f'{weight.target}_fake_quant' if parameter else site.quantizer_path(0).replace('input', 'weight')
+        if not self._has_weight_quantizer(site, path, channels, axis):
+            return
+        if parameter:
+            owner = weight.target.rpartition('.')[0]
+            self.inserted.add_weight(WeightSite(self._full(path), self._full(weight.target), self._full(owner)))
+        else:
+            self.inserted.add_activation(self._full(path))
+        with self.graph.inserting_before(site.node):
+            node = self.graph.call_module(path, (weight,))
+        node.meta = dict(weight.meta)
+        site.node.replace_input_with(weight, node)
+
+    def _has_weight_quantizer(self, site: Site, path: str, channels: int, axis: int) -> bool:
+        if _existing(self.root, path) is None:
+            quantizer = self.make(site, 'w', channels, axis)
+            if quantizer is None:
+                return False
+            attach(self.root, path, quantizer)
+        return True
+
+    def _full(self, path: str) -> str:
+        return f'{self.prefix}.{path}'.strip('.')
+
+
+def attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Makes ``module`` the child of ``root`` at ``path``, whose parent exists."""
+    parent, _, name = path.rpartition('.')
+    owner = root.get_submodule(parent)
+    if owner._modules.get(name) is not module:
+        owner.add_module(name, module)
+
+
+def repr_config(quantizer: nn.Module) -> str:
+    """Returns what two quantizers must have in common to be one: how they were configured."""
+    return repr(getattr(quantizer, 'config', type(quantizer)))
+
+
+def _existing(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _modified_in_place(source: Node, root: nn.Module) -> bool:
+    """Tells whether a tensor is written to by one of its users, so that a quantized copy of it would go stale."""
+    return any(_writes(user, source, root) for user in source.users)
+
+
+def _writes(user: Node, source: Node, root: nn.Module) -> bool:
+    if user.op == 'call_module':
+        return bool(getattr(root.get_submodule(user.target), 'inplace', False))
+    if user.kwargs.get('inplace', False):
+        return True
+    in_place_method = user.op == 'call_method' and user.target.endswith('_') and not user.target.endswith('__')
+    return in_place_method and user.args[0] is source

@@ -1,0 +1,126 @@
+"""How the layers with weights run with a quantized weight, alone or with a batch norm folded in."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
+BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
+WEIGHT_QUANTIZER = 'weight_fake_quant'
+"""Name of the weight quantizer, a child of the layer."""
+
+_CONV_TRANSPOSE = {
+    nn.ConvTranspose1d: F.conv_transpose1d,
+    nn.ConvTranspose2d: F.conv_transpose2d,
+    nn.ConvTranspose3d: F.conv_transpose3d,
+}
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Returns the axis of a layer's weight that runs over output channels."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+
+
+def call_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *args: object) -> Tensor:
+    """Runs a layer with another weight and bias.
+
+    Args:
+        layer: convolution (transposed or not) or linear layer; a subclass's own forward is respected.
+        x: activations.
+        weight: tensor of the shape of ``layer.weight``.
+        bias: tensor of shape (out_channels,) or None.
+        *args: further arguments of the layer's forward (``output_size`` of a transposed convolution).
+    """
+    forward = type(layer).forward
+    if forward is nn.Linear.forward:
+        return F.linear(x, weight, bias)
+    if forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
+        return layer._conv_forward(x, weight, bias)
+    transposed = _CONV_TRANSPOSE.get(type(layer))
+    if transposed is not None and not args:
+        return transposed(
+            x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        )
+    return _call_subclass(layer, x, weight, bias, *args)
+
+
+def _call_subclass(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *args: object) -> Tensor:
+    """Runs a forward that is not torch's own, which reads ``self.weight`` and ``self.bias`` itself."""
+    late_bias = bias is not None and layer.bias is None
+    overrides = {'weight': weight} if layer.bias is None else {'weight': weight, 'bias': _no_bias(layer, bias)}
+    out = torch.func.functional_call(layer, overrides, (x, *args))
+    if not late_bias:
+        return out
+    return out + bias if isinstance(layer, nn.Linear) else out + bias.reshape(-1, *[1] * (out.dim() - 2))
+
+
+def _no_bias(layer: nn.Module, bias: Tensor | None) -> Tensor:
+    return torch.zeros_like(layer.bias) if bias is None else bias
+
+
+def quantized_layer(layer: nn.Module, x: Tensor, *args: object) -> Tensor:
+    """Runs a layer with its weight fake-quantized.
+
+    Args:
+        layer: layer with a child ``weight_fake_quant``.
+        x: activations.
+    """
+    return call_layer(layer, x, layer.weight_fake_quant(layer.weight), layer.bias, *args)
+
+
+def batch_norm_factor(norm: nn.Module) -> Tensor:
+    """Returns gamma / sqrt(running variance + eps), shape (channels,): what folding multiplies the weight by."""
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    return factor if norm.weight is None else factor * norm.weight
+
+
+def folded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
+    """Returns the layer's weight with the batch norm's running statistics folded in (Jacob et al. 2018, eq. 14)."""
+    return layer.weight * per_channel(batch_norm_factor(norm), layer)
+
+
+def folded_bias(layer: nn.Module, norm: nn.Module) -> Tensor:
+    """Returns beta + (bias - running mean) * factor, shape (channels,)."""
+    factor = batch_norm_factor(norm)
+    shift = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+    return shift * factor if norm.bias is None else torch.addcmul(norm.bias, shift, factor)
+
+
+def per_channel(values: Tensor, layer: nn.Module) -> Tensor:
+    """Reshapes one value per output channel to multiply the layer's weight."""
+    shape = [1] * layer.weight.dim()
+    shape[channel_axis(layer)] = -1
+    return values.reshape(shape)
+
+
+def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Runs a layer and the batch norm behind it, with the folded weight fake-quantized.
+
+    With running statistics (evaluation, frozen) this is the folded layer. While the batch norm learns from the
+    batch, the weight is folded with the running statistics, quantized, and unfolded again, so that the batch norm
+    behind it sees its usual input (up to quantization) and goes on learning.
+
+    Args:
+        layer: layer with a child ``weight_fake_quant``.
+        norm: batch norm that is the only consumer of the layer.
+        x: activations.
+    """
+    quantizer = layer.weight_fake_quant
+    if is_idle(quantizer):
+        return norm(call_layer(layer, x, layer.weight, layer.bias))
+    if not (norm.training or norm.running_var is None):
+        return call_layer(layer, x, quantizer(folded_weight(layer, norm)), folded_bias(layer, norm))
+    factor = batch_norm_factor(norm).detach()
+    factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor), layer)
+    weight = quantizer(layer.weight * factor) / factor
+    return norm(call_layer(layer, x, weight, layer.bias))
+
+
+def is_idle(quantizer: nn.Module) -> bool:
+    """Tells whether a fake quantizer neither observes nor quantizes, without reading a tensor where it can."""
+    idle = getattr(quantizer, 'is_idle', None)
+    if idle is not None:
+        return idle
+    return not (bool(quantizer.fake_quant_enabled[0]) or bool(quantizer.observer_enabled[0]))

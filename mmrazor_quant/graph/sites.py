@@ -1,0 +1,130 @@
+"""Finding, in a captured graph, the places where quantization applies."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx import Node
+
+from .layers import LAYER_TYPES
+
+FUNCTIONAL_LAYERS = {
+    F.linear: 0,
+    torch._C._nn.linear: 0,
+    F.conv1d: 0,
+    F.conv2d: 0,
+    F.conv3d: 0,
+    F.conv_transpose1d: 1,
+    F.conv_transpose2d: 1,
+    F.conv_transpose3d: 1,
+}
+"""Functions with an activation as first and a weight as second argument, and the weight's output channel axis."""
+
+MATMUL_FUNCTIONS = {torch.matmul, torch.bmm, torch.mm, operator.matmul}
+MATMUL_METHODS = {'matmul', 'bmm', 'mm', '__matmul__', '__rmatmul__'}
+ADD_FUNCTIONS = {torch.add, operator.add, operator.iadd}
+ADD_METHODS = {'add', 'add_', '__add__', '__radd__', '__iadd__'}
+
+LAYER, FUNCTIONAL, MATMUL, EINSUM, ADD = 'layer', 'functional', 'matmul', 'einsum', 'add'
+
+
+@dataclass(frozen=True)
+class Site:
+    """One operation whose inputs can be quantized.
+
+    Args:
+        node: the operation.
+        kind: ``layer`` (a module with a weight), ``functional`` (the same as a function), ``matmul``, ``einsum``
+            or ``add``.
+        owner: path, below the island, of the module that the operation belongs to: the layer itself, or the module
+            in whose forward the function is called.
+        ordinal: how many sites of this kind the owner had before, so that ``(owner, kind, ordinal)`` names the call
+            site in the same way under either training flag.
+        activations: the activation inputs.
+        weight: the node of the weight of a ``functional`` (None otherwise).
+    """
+
+    node: Node
+    kind: str
+    owner: str
+    ordinal: int
+    activations: tuple[Node, ...]
+    weight: Node | None = None
+
+    def quantizer_path(self, position: int) -> str:
+        """Returns the path of the activation quantizer of an input, below the island."""
+        stem = 'input' if self.kind in (LAYER, FUNCTIONAL) else f'{self.kind}_input{position}'
+        suffix = f'_{self.ordinal}' if self.ordinal else ''
+        return f'{self.owner}.{stem}{suffix}_fake_quant'.lstrip('.')
+
+
+def find_sites(graph: fx.Graph, root: nn.Module) -> list[Site]:
+    """Returns the quantizable operations of a graph in execution order.
+
+    Args:
+        graph: captured graph (before or after BN folding).
+        root: the island's module.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    sites = []
+    for node in graph.nodes:
+        for kind, owner, activations, weight in _match(node, root):
+            ordinal = counts.get((owner, kind), 0)
+            counts[owner, kind] = ordinal + 1
+            sites.append(Site(node, kind, owner, ordinal, activations, weight))
+    return sites
+
+
+def _match(node: Node, root: nn.Module) -> Iterator[tuple[str, str, tuple[Node, ...], Node | None]]:
+    if node.op == 'call_module' and isinstance(root.get_submodule(node.target), LAYER_TYPES):
+        yield LAYER, node.target, (_first_input(node),), None
+    elif node.op == 'call_function' and node.target in FUNCTIONAL_LAYERS:
+        activation, weight = _argument(node, 0, 'input'), _argument(node, 1, 'weight')
+        owner = _parameter_owner(weight)
+        yield FUNCTIONAL, _scope(node) if owner is None else owner, (activation,), weight
+    elif _is_matmul(node):
+        yield MATMUL, _scope(node), tuple(node.all_input_nodes[:2]), None
+    elif node.op == 'call_function' and node.target is torch.einsum:
+        yield EINSUM, _scope(node), tuple(node.all_input_nodes), None
+    elif _is_add(node):
+        yield ADD, _scope(node), tuple(node.all_input_nodes), None
+
+
+def _first_input(node: Node) -> Node:
+    return node.all_input_nodes[0]
+
+
+def _argument(node: Node, position: int, name: str) -> Node:
+    return node.args[position] if len(node.args) > position else node.kwargs[name]
+
+
+def _is_matmul(node: Node) -> bool:
+    if node.op == 'call_method':
+        return node.target in MATMUL_METHODS
+    return node.op == 'call_function' and node.target in MATMUL_FUNCTIONS
+
+
+def _is_add(node: Node) -> bool:
+    named = (node.op == 'call_function' and node.target in ADD_FUNCTIONS) or (
+        node.op == 'call_method' and node.target in ADD_METHODS
+    )
+    inputs = node.all_input_nodes
+    return named and len(inputs) == 2 and all('shape' in n.meta for n in inputs)
+
+
+def _scope(node: Node) -> str:
+    """Returns the path of the module in whose forward a function was called."""
+    stack = node.meta.get('nn_module_stack')
+    return next(reversed(stack.values()))[0] if stack else ''
+
+
+def _parameter_owner(weight: Node) -> str | None:
+    """Returns the path of the module whose parameter a node reads, or None for a computed weight."""
+    if not isinstance(weight, Node) or weight.op != 'get_attr':
+        return None
+    return weight.target.rpartition('.')[0]

@@ -1,0 +1,150 @@
+"""The quantizer: captures a model, folds its batch norms, inserts fake quantizers, converts the result."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from mmrazor_quant.backends import BACKENDS
+from mmrazor_quant.codebases import Example
+from mmrazor_quant.fake_quants.build import build_fake_quant
+from mmrazor_quant.graph.convert import convert_graph, convert_weights
+from mmrazor_quant.graph.decompose import decompose_attention
+from mmrazor_quant.graph.fold import find_foldable, fold
+from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, insert
+from mmrazor_quant.graph.sites import Site
+from mmrazor_quant.registry import MODELS, TASK_UTILS
+from mmrazor_quant.tracing.finder import Findings, find_islands
+from mmrazor_quant.tracing.island import Island, islands_of
+
+from .qconfig import QConfig
+
+
+@MODELS.register_module()
+class CustomQuantizer:
+    """Quantizes a model as a ``qconfig`` and a backend's table say.
+
+    Args:
+        qconfig: see :class:`QConfig`; None for 8-bit weights per channel and 8-bit activations per tensor.
+        is_qat: whether weights will be trained (kept for the configs of the RFC; both ways prepare the same model).
+        skipped_methods: dotted paths of methods that tracing keeps opaque.
+        backend: name of the table that says where quantizers go.
+        quantize_add: whether the inputs of additions of two tensors are quantized too, where the backend leaves it
+            open.
+        tracer: config of the tracer.
+
+    Raises:
+        ValueError: a field that is unknown or that the backend cannot run.
+    """
+
+    def __init__(
+        self,
+        qconfig: Mapping[str, Any] | None = None,
+        is_qat: bool = True,
+        skipped_methods: Iterable[str] = (),
+        backend: str = 'academic',
+        quantize_add: bool = False,
+        tracer: Mapping[str, Any] | None = None,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f'quantizer.backend: one of {sorted(BACKENDS)} wanted, got {backend!r}')
+        self.rules = BACKENDS[backend]
+        self.kinds = set(self.rules.quantized) | ({'add'} if quantize_add else set())
+        self.qconfig = QConfig(qconfig or {})
+        for config in self.qconfig.all_tensor_configs():
+            # Unknown types and arguments show before the model is captured.
+            build_fake_quant(config.fake_quant, config.observer, config.scheme, config.field)
+        self.is_qat = is_qat
+        tracer = dict(tracer or dict(type='mmrazor.CustomTracer'))
+        self.tracer = TASK_UTILS.build({**tracer, 'skipped_methods': list(skipped_methods or ())})
+
+    def prepare(self, model: nn.Module, examples: list[Example]) -> tuple[Findings, Inserted]:
+        """Captures the islands of ``model`` in place, folds them and inserts fake quantizers.
+
+        Args:
+            model: the float architecture; its parameters and their names stay.
+            examples: inputs that the model runs on.
+
+        Returns:
+            What was captured, and the quantizers inserted.
+
+        Raises:
+            ValueError: nothing of the model could be captured, or an override of the qconfig matches no layer.
+        """
+        findings = find_islands(model, [example.run for example in examples], self.tracer)
+        if not findings.islands:
+            reasons = '; '.join(f'{path}: {error}' for path, error in findings.failures.items())
+            raise ValueError(f'architecture: no module with layers to quantize could be captured. {reasons}')
+        for path, island in findings.islands.items():
+            self.fuse(island, model.get_submodule(path))
+        inserted = self._insert(model, findings)
+        for path, island in findings.islands.items():
+            island.install(model.get_submodule(path))
+        return findings, inserted
+
+    def fuse(self, island: Island, module: nn.Module) -> None:
+        """Takes fused attention apart and folds batch norms, in the graphs of one island."""
+        island.map_graphs(decompose_attention)
+        pairs = find_foldable(list(island.graphs()), module)
+        island.map_graphs(lambda graph: fold(graph, pairs))
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """Returns a copy of a prepared model with batch norms and quantized weights baked in.
+
+        Activations are quantized and dequantized by explicit operations; no fake quantizer is left in the graphs.
+
+        Args:
+            model: prepared architecture, calibrated or trained.
+        """
+        model = copy.deepcopy(model).eval()
+        for module in islands_of(model).values():
+            island = Island.of(module)
+            graphs = list(island.graphs())
+            island.map_graphs(lambda graph, module=module: convert_graph(graph, module))
+            convert_weights(graphs, module)
+            island.install(module)
+        return model
+
+    def _insert(self, model: nn.Module, findings: Findings) -> Inserted:
+        inserted = Inserted()
+        for path, island in findings.islands.items():
+            module = model.get_submodule(path)
+            make = self._maker(model, path, findings.called)
+            island.map_graphs(
+                lambda graph, module=module, path=path, make=make: insert(_copy(graph), module, path, make, inserted)
+            )
+        self.qconfig.check_matched(findings.called)
+        return inserted
+
+    def _maker(self, model: nn.Module, prefix: str, layers: list[str]) -> MakeQuantizer:
+        def make(site: Site, kind: str, channels: int, axis: int) -> nn.Module | None:
+            if site.kind not in self.kinds:
+                return None
+            path = f'{prefix}.{site.owner}'.strip('.')
+            config = self.qconfig.resolve(path, model.get_submodule(path), site.kind, _orders(path, layers))[kind]
+            if config is None:
+                return None
+            scheme = config.scheme
+            if kind == 'w' and scheme.is_per_channel:
+                scheme = dataclasses.replace(scheme, ch_axis=axis)
+            quantizer = build_fake_quant(config.fake_quant, config.observer, scheme, config.field)
+            quantizer.config = (config.fake_quant, config.observer, scheme)
+            if kind == 'w' and scheme.is_per_channel and hasattr(quantizer, 'set_channels'):
+                quantizer.set_channels(channels)
+            parameter = next(model.parameters(), None)
+            return quantizer if parameter is None else quantizer.to(parameter.device)
+
+        return make
+
+
+def _orders(path: str, layers: list[str]) -> frozenset[str]:
+    found = {'first'} if layers and path == layers[0] else set()
+    return frozenset(found | ({'last'} if layers and path == layers[-1] else set()))
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    return copy.deepcopy(graph)

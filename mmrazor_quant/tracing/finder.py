@@ -1,0 +1,296 @@
+"""Finding the islands of a model: the largest submodules whose forward can be captured and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from .errors import CaptureError, UnrecordedValueError
+from .island import Island, Signature, Variant, compile_graph
+from .state import preserved, seeded
+from .tracer import EXTRAS, LEAF_TYPES, CustomTracer
+
+LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+"""Modules with weights that can be quantized."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call of a module.
+
+    Args:
+        args: detached copies of the positional arguments.
+        kwargs: detached copies of the keyword arguments.
+        example: which example it belongs to; 0 is the one captured, the others are for verification.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    example: int
+
+
+@dataclass
+class Findings:
+    """What the search found.
+
+    Args:
+        islands: the islands by module path.
+        failures: why a module is not an island, by path.
+        called: paths of the layers that the examples ran, in the order of their first call.
+    """
+
+    islands: dict[str, Island] = field(default_factory=dict)
+    failures: dict[str, CaptureError] = field(default_factory=dict)
+    called: list[str] = field(default_factory=list)
+
+
+def find_islands(model: nn.Module, examples: list[Callable[[], None]], tracer: CustomTracer) -> Findings:
+    """Captures and verifies, from the top of the model downwards; nothing is installed yet.
+
+    Args:
+        model: the float model. Its buffers, parameters, training flags and the random state are left as they are.
+        examples: functions that run the model, in train and eval, on an example; the first is captured, the others
+            (another batch and image size) only verify.
+        tracer: the tracer to capture with.
+
+    Returns:
+        The islands, and the reason for every module that was tried and is not one.
+    """
+    findings = Findings()
+    frontier = [name for name, _ in model.named_children()]
+    if type(model).forward is not nn.Module.forward and _is_plain_module(model):
+        frontier = ['']
+    while frontier:
+        layers = {n for n, m in model.named_modules() if isinstance(m, LAYER_TYPES)} if not findings.called else set()
+        calls, ran = _record(model, [*frontier], layers, examples)
+        findings.called += ran
+        following: list[str] = []
+        for path in frontier:
+            module = model.get_submodule(path)
+            if has_layers(module) and not _capture_into(findings, model, path, calls[path], tracer):
+                following += [f'{path}.{name}' if path else name for name, _ in module.named_children()]
+        frontier = following
+    return findings
+
+
+def has_layers(module: nn.Module) -> bool:
+    """Tells whether a module is, or contains, a layer with weights to quantize."""
+    return any(isinstance(m, LAYER_TYPES) for m in module.modules())
+
+
+def _is_plain_module(model: nn.Module) -> bool:
+    """A module without OpenMMLab's loss and predict modes may be one island as a whole."""
+    return not hasattr(model, 'loss') and not hasattr(model, 'predict')
+
+
+def _capture_into(findings: Findings, model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer) -> bool:
+    module = model.get_submodule(path)
+    if not calls:
+        findings.failures[path] = CaptureError('its forward is not called')
+        return False
+    try:
+        findings.islands[path] = capture_island(model, path, calls, tracer)
+    except CaptureError as error:
+        findings.failures[path] = error
+    except Exception as error:  # whatever the model's own code raises on traced values is a failure to capture
+        findings.failures[path] = CaptureError(f'{type(error).__name__}: {error}')
+    if path in findings.islands:
+        return True
+    module._modules.pop(EXTRAS, None)
+    return False
+
+
+def _record(
+    model: nn.Module, paths: list[str], layers: set[str], examples: list[Callable[[], None]]
+) -> tuple[dict[str, list[Call]], list[str]]:
+    calls: dict[str, list[Call]] = {path: [] for path in paths}
+    ran: dict[str, None] = {}
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        current = [0]
+        for path in paths:
+            hook = model.get_submodule(path).register_forward_pre_hook(
+                _recorder(calls[path], current), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        for path in layers:
+            hook = model.get_submodule(path).register_forward_pre_hook(
+                lambda module, args, path=path: ran.setdefault(path)
+            )
+            stack.callback(hook.remove)
+        for index, example in enumerate(examples):
+            current[0] = index
+            with torch.no_grad():
+                example()
+    return calls, list(ran)
+
+
+def _recorder(calls: list[Call], current: list[int]) -> Callable:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        signature = Signature.of(args, kwargs)
+        if not any(c.example == current[0] and _matches(Signature.of(c.args, c.kwargs), signature) for c in calls):
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
+            calls.append(Call(args, kwargs, current[0]))
+
+    return hook
+
+
+def _matches(a: Signature, b: Signature) -> bool:
+    return a.spec == b.spec and a.inputs == b.inputs and _equal_constants(a, b)
+
+
+def _equal_constants(a: Signature, b: Signature) -> bool:
+    try:
+        return a.constants == b.constants
+    except RuntimeError:  # objects whose comparison is not a bool
+        return False
+
+
+def capture_island(model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer) -> Island:
+    """Captures one module under both training flags and verifies it on every recorded call.
+
+    Args:
+        model: the whole model (its ``train`` decides the training flags of the module's children).
+        path: path of the module.
+        calls: recorded calls of the module.
+        tracer: the tracer to capture with.
+
+    Returns:
+        The island, not installed.
+
+    Raises:
+        CaptureError: the module cannot be captured, or what was captured differs from the module.
+    """
+    variants = []
+    resized: bool | None = None
+    for call in (c for c in calls if c.example == 0):
+        others = [c for c in calls if c.example != 0]
+        dynamic = _dynamic_positions(call, others)
+        signature = Signature.of(call.args, call.kwargs, dynamic)
+        checks = [call, *(c for c in others if _accepts(signature, c))]
+        graphs = {training: _capture_flag(model, path, call, checks, dynamic, training, tracer)
+                  for training in (False, True)}  # fmt: skip
+        if _code(graphs[False]) == _code(graphs[True]):
+            graphs[True] = graphs[False]
+        variants.append(Variant(signature, graphs))
+        resized = resized or len(checks) > 1 or None
+    if not variants:
+        raise CaptureError('it is not called on the first example')
+    return Island(path, variants, resized)
+
+
+def _capture_flag(
+    model: nn.Module, path: str, call: Call, checks: list[Call], dynamic: frozenset[int], training: bool,
+    tracer: CustomTracer,
+) -> fx.Graph:  # fmt: skip
+    module = model.get_submodule(path)
+    with preserved(model):
+        model.train(training)
+        graph = _capture(tracer, module, call, dynamic)
+        function = compile_graph(graph)
+        inputs = Signature.of(call.args, call.kwargs, dynamic).inputs
+        for check in checks:
+            _verify(module, function, inputs, check)
+    return graph
+
+
+def _capture(tracer: CustomTracer, module: nn.Module, call: Call, dynamic: frozenset[int]) -> fx.Graph:
+    """Captures; a submodule that makes tensors no torch function shows (a custom op) is kept as one opaque call."""
+    opaque: frozenset[str] = frozenset()
+    while True:
+        args, kwargs = _copied(call)
+        try:
+            return tracer.capture(module, args, kwargs, dynamic, opaque)
+        except UnrecordedValueError as error:
+            if not error.scope or error.scope in opaque:
+                raise
+            opaque = opaque | {error.scope}
+
+
+def _copied(call: Call) -> tuple[tuple, dict[str, Any]]:
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, (call.args, call.kwargs))
+
+
+def _verify(module: nn.Module, function: Callable, inputs: tuple[int, ...], call: Call) -> None:
+    def eager() -> Any:
+        args, kwargs = _copied(call)
+        return type(module).forward(module, *args, **kwargs)
+
+    def captured() -> Any:
+        leaves = pytree.tree_leaves(_copied(call))
+        return function(module, *[leaves[i] for i in inputs])
+
+    expected = _run(module, eager)
+    found = _run(module, captured)
+    if not equal(expected, found):
+        which = 'the example' if call.example == 0 else 'a second input size and batch size'
+        raise CaptureError(f"the captured forward differs from the module's own on {which}")
+
+
+def _run(module: nn.Module, function: Callable) -> Any:
+    with torch.no_grad(), preserved(module), seeded():
+        return function()
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Tells whether two nested outputs are equal bit for bit (NaN equals NaN)."""
+    a_leaves, a_spec = pytree.tree_flatten(a)
+    b_leaves, b_spec = pytree.tree_flatten(b)
+    return a_spec == b_spec and all(map(_equal_leaf, a_leaves, b_leaves))
+
+
+def _equal_leaf(a: Any, b: Any) -> bool:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return a is b or bool(a == b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(torch.equal(a, b) or ((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _dynamic_positions(call: Call, others: list[Call]) -> frozenset[int]:
+    """Positions of numbers that change with the input size: inputs of the graph instead of constants."""
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    found: set[int] = set()
+    for other in others:
+        other_leaves, other_spec = pytree.tree_flatten((other.args, other.kwargs))
+        if other_spec == spec:
+            found |= {
+                i
+                for i, (a, b) in enumerate(zip(leaves, other_leaves))
+                if type(a) in (int, float) and type(a) is type(b) and a != b
+            }
+    return frozenset(found)
+
+
+def _accepts(signature: Signature, call: Call) -> bool:
+    return signature.accepts(*pytree.tree_flatten((call.args, call.kwargs)))
+
+
+def _code(graph: fx.Graph) -> str:
+    return graph.python_code('self').src
+
+
+def layer_paths(model: nn.Module) -> list[str]:
+    """Returns the paths of all layers with weights to quantize."""
+    inner = {f'{n}.' for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    layers = (n for n, m in model.named_modules() if isinstance(m, LAYER_TYPES))
+    return [n for n in layers if not any(n.startswith(prefix) for prefix in inner)]
+
+
+__all__ = [
+    'LAYER_TYPES',
+    'LEAF_TYPES',
+    'Call',
+    'Findings',
+    'capture_island',
+    'equal',
+    'find_islands',
+    'has_layers',
+    'layer_paths',
+]

@@ -1,0 +1,448 @@
+"""The tracer: symbolic, but every symbol carries the value it has on an example input."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch.fx import Node
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+
+from mmrazor_quant.registry import TASK_UTILS
+
+from .errors import CaptureError, DataDependentError, UnrecordedValueError
+from .untraced import UntracedCall, UntracedMethodRegistry
+from .values import DeviceValue, FloatValue, IntValue, TensorValue, node_of, plain_scalar
+
+LEAF_TYPES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.MultiheadAttention,
+)
+"""Modules (and subclasses with a forward of their own) that stay one node: they are what is quantized or folded."""
+
+EXTRAS = 'traced_extras'
+"""Name of the child of a captured module that holds what the graph needs and the module does not have."""
+
+_READS_DATA = {'__bool__', '__int__', '__float__', '__index__', '__complex__', '__contains__', '__array__', 'numpy'}
+_SIZE_FROM_DATA = {'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'item', 'tolist'}
+_METADATA = {
+    'shape',
+    'size',
+    'dim',
+    'ndim',
+    'device',
+    'dtype',
+    'numel',
+    'nelement',
+    'stride',
+    'element_size',
+    '__len__',
+}
+
+
+@TASK_UTILS.register_module()
+class CustomTracer(fx.Tracer):
+    """Captures ``forward`` of a module as one graph over its own submodules.
+
+    Args:
+        skipped_methods: dotted paths of methods that become one opaque call each.
+
+    Raises:
+        ValueError: a skipped method that does not exist.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, skipped_methods: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.untraced = UntracedMethodRegistry(skipped_methods)
+        self._start((), {}, frozenset(), frozenset())
+
+    def _start(self, args: tuple, kwargs: dict, dynamic: frozenset[int], opaque: frozenset[str]) -> None:
+        self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        self._dynamic = dynamic
+        self._opaque = opaque
+        self._values: dict[Node, Any] = {}
+        self._tainted: set[Node] = set()
+        self._known_tensors: dict[int, torch.Tensor] = {}
+        self._evaluating = False
+
+    def capture(
+        self,
+        root: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        dynamic: frozenset[int] = frozenset(),
+        opaque: frozenset[str] = frozenset(),
+    ) -> fx.Graph:
+        """Traces ``root.forward(*args, **kwargs)``.
+
+        Args:
+            root: module to trace, in the training mode that is to be captured.
+            args: example positional arguments, any nesting of tensors and constants.
+            kwargs: example keyword arguments.
+            dynamic: positions, among the flattened arguments, of numbers that vary between calls; the other
+                non-tensors are constants of the graph.
+            opaque: paths of submodules that are not looked into.
+
+        Returns:
+            The graph; its placeholders are the tensors (and dynamic numbers) of the flattened arguments, in order.
+
+        Raises:
+            CaptureError: ``forward`` cannot be one graph; ``DataDependentError`` where it branches on tensor data.
+        """
+        self._start(args, kwargs, dynamic, opaque)
+        for tensor in _attribute_tensors(root):
+            self._known_tensors[id(tensor)] = tensor
+        try:
+            with torch.no_grad(), self._untraced_methods(root), _RecordingMode(self):
+                graph = self.trace(root)
+            return _remove_unused(graph, self._values)
+        finally:
+            self._start((), {}, frozenset(), frozenset())
+            # fx keeps the modules and proxies of the last trace on the tracer
+            self.root, self.tensor_attrs = nn.Module(), {}
+
+    # -- extension points of torch.fx ------------------------------------------------------------------------------
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable, list[Any]]:
+        """Makes a placeholder of every tensor and dynamic number of the flattened example arguments."""
+        positions = [i for i, leaf in enumerate(self._leaves) if i in self._dynamic or isinstance(leaf, torch.Tensor)]
+        inputs = [self.create_proxy('placeholder', f'input_{i}', (), {}) for i in positions]
+
+        def flat_forward(*flat_inputs: Any) -> Any:
+            leaves = list(self._leaves)
+            for position, value in zip(positions, flat_inputs):
+                leaves[position] = value
+            args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+            return root_fn(self.root, *args, **kwargs)
+
+        return flat_forward, inputs
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers, opaque modules and torch.nn's childless modules are nodes; all else is traced through."""
+        if module_qualified_name in self._opaque or isinstance(m, (*LEAF_TYPES, UntracedCall)):
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Runs a module plainly while a node is evaluated, and records it otherwise."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        """Parameters and buffers become ``get_attr`` nodes, except while a node is evaluated."""
+        if self._evaluating:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        """Lowers what appears as an argument; refuses tensors that no recorded operation produced."""
+        node = node_of(a)
+        if node is not None:
+            return node
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, torch.Size):
+            return tuple(self.create_arg(item) for item in a)
+        if isinstance(a, torch.Tensor) and not self._is_registered(a):
+            return self._constant(a)
+        try:
+            return super().create_arg(a)
+        except NotImplementedError as error:
+            raise CaptureError(f'a {type(a).__name__} is passed to a recorded operation') from error
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Callable | None = None,
+    ) -> Any:
+        """Records a node, runs it once on the example's values, and returns its value carrying the node."""
+        node_args, node_kwargs = self.create_arg(tuple(args)), self.create_arg(dict(kwargs))
+        value = self._evaluate(kind, target, args, kwargs)
+        node = self.create_node(kind, target, node_args, node_kwargs, name, type_expr)
+        if self._depends_on_data(node, value):
+            self._tainted.add(node)
+        return self._wrap(node, value)
+
+    # -- values ----------------------------------------------------------------------------------------------------
+
+    def is_tainted(self, node: Node) -> bool:
+        """Tells whether a node's Python value, or its shape, was computed from tensor data."""
+        return node in self._tainted
+
+    def record(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Records a call of a torch function or tensor method that has traced values among its arguments."""
+        name = func.__name__
+        if name in _READS_DATA:
+            raise DataDependentError(f'Tensor.{name} reads the data of {_describe(args[0])}')
+        if name == '__get__':
+            return self.create_proxy('call_function', getattr, (args[0], func.__self__.__name__), {})
+        if name == '__set__' or name == '__delete__':
+            raise CaptureError(f'an attribute of a traced tensor is assigned: {func.__self__.__name__}')
+        if name == '__len__':
+            return self._length(args[0])
+        if name in ('__getitem__', '__setitem__'):
+            return self.create_proxy('call_function', getattr(operator, name.strip('_')), args, kwargs)
+        if is_tensor_method_or_property(func):
+            return self.create_proxy('call_method', name, args, kwargs)
+        return self.create_proxy('call_function', func, args, kwargs)
+
+    def run_constant(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Runs a torch function without traced arguments: a factory is recorded, the rest is constant folding."""
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        with self._evaluation():
+            value = func(*args, **kwargs)
+        produced = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        if not produced:
+            return value
+        if not tensors and _is_plain((args, kwargs)):
+            node = self.create_node('call_function', func, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)))
+            return self._wrap(node, value)
+        if all(id(t) in self._known_tensors or self._is_registered(t) for t in tensors):
+            self._known_tensors.update((id(t), t) for t in produced)
+        return value
+
+    def _length(self, tensor: Any) -> int:
+        if self.is_tainted(tensor.node):
+            raise DataDependentError(f'the length of {_describe(tensor)} depends on tensor data')
+        return len(self._values[tensor.node])
+
+    def _evaluate(self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self._plain(args), self._plain(kwargs)
+        with self._evaluation():
+            if kind == 'placeholder':
+                return self._leaves[int(target.rsplit('_', 1)[1])]
+            if kind == 'get_attr':
+                return operator.attrgetter(target)(self.root)
+            if kind == 'call_module':
+                return self.root.get_submodule(target)(*args, **kwargs)
+            if kind == 'call_method':
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            return target(*args, **kwargs)
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    @property
+    def evaluating(self) -> bool:
+        """True while a node runs on the example's values."""
+        return self._evaluating
+
+    def _plain(self, value: Any) -> Any:
+        """Replaces traced values, in any nesting, by the example's."""
+        if isinstance(value, TensorValue):
+            return self._values[value.node]
+        if isinstance(value, slice):
+            return slice(self._plain(value.start), self._plain(value.stop), self._plain(value.step))
+        if isinstance(value, dict):
+            return {key: self._plain(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return _rebuild(value, [self._plain(item) for item in value])
+        return plain_scalar(value)
+
+    def _wrap(self, node: Node, value: Any) -> Any:
+        """Returns ``value`` carrying ``node``; containers are taken apart into their items."""
+        self._values[node] = value
+        if isinstance(value, torch.Tensor):
+            node.meta['shape'] = tuple(value.shape)
+            return TensorValue.wrap(value, node)
+        if isinstance(value, bool):
+            if node in self._tainted:
+                raise DataDependentError(f'a bool computed from tensor data ({node.name}) is used in Python')
+            return value
+        if isinstance(value, int):
+            return IntValue(value, node, self)
+        if isinstance(value, float):
+            return FloatValue(value, node, self)
+        if isinstance(value, torch.device):
+            return DeviceValue(value, node, self)
+        if isinstance(value, (tuple, list)):
+            return _rebuild(value, [self._item(node, i, item) for i, item in enumerate(value)])
+        if isinstance(value, dict):
+            return {key: self._item(node, key, item) for key, item in value.items()}
+        if value is None or isinstance(value, (torch.dtype, torch.layout, torch.memory_format, str)):
+            return value
+        raise CaptureError(f'{node.format_node()} returns a {type(value).__name__}')
+
+    def _item(self, parent: Node, key: Any, value: Any) -> Any:
+        node = self.create_node('call_function', operator.getitem, (parent, key), {})
+        if parent in self._tainted:
+            self._tainted.add(node)
+        return self._wrap(node, value)
+
+    def _depends_on_data(self, node: Node, value: Any) -> bool:
+        if any(arg in self._tainted for arg in node.all_input_nodes):
+            return True
+        name = node.target if isinstance(node.target, str) else getattr(node.target, '__name__', '')
+        if node.op in ('call_function', 'call_method') and name in _SIZE_FROM_DATA:
+            return True
+        if node.target is operator.getitem and _indexes_by_mask(node.args[1], self._values):
+            return True
+        if node.target is torch.where and len(node.args) == 1:
+            return True
+        if node.op == 'placeholder' or not _is_number(value):
+            return False
+        # A number computed from a tensor by anything but its metadata was read from the data.
+        attribute = node.args[1] if node.target is getattr else name
+        reads_tensor = any(isinstance(self._values.get(arg), torch.Tensor) for arg in node.all_input_nodes)
+        return reads_tensor and attribute not in _METADATA and not isinstance(value, bool)
+
+    # -- constants and opaque calls --------------------------------------------------------------------------------
+
+    def _is_registered(self, tensor: torch.Tensor) -> bool:
+        return any(tensor is t for t in self.root.parameters()) or any(tensor is t for t in self.root.buffers())
+
+    def _constant(self, tensor: torch.Tensor) -> Node:
+        """Stores a tensor that does not depend on the input as a non-persistent buffer beside the module."""
+        if id(tensor) not in self._known_tensors:
+            scope = next(reversed(self.module_stack.values()), ('', None))[0]
+            raise UnrecordedValueError(
+                f'a tensor of shape {tuple(tensor.shape)} that no recorded operation produced is used in {scope or "it"!r}',
+                scope,
+            )
+        extras = _extras(self.root)
+        for name, buffer in extras.named_buffers(recurse=False):
+            if buffer is tensor:
+                return self.create_node('get_attr', f'{EXTRAS}.{name}', (), {})
+        name = f'constant_{len(list(extras.buffers(recurse=False)))}'
+        extras.register_buffer(name, tensor, persistent=False)
+        return self.create_node('get_attr', f'{EXTRAS}.{name}', (), {})
+
+    @contextmanager
+    def _untraced_methods(self, root: nn.Module) -> Iterator[None]:
+        """Diverts opaque methods, on the instances below ``root`` only and only while it is traced."""
+        diverted: list[tuple[nn.Module, str]] = []
+        try:
+            for path, module in list(root.named_modules()):
+                for name in self.untraced.names_of(module) - {'forward'}:
+                    if name not in vars(module):
+                        vars(module)[name] = self._opaque_method(root, module, path, name)
+                        diverted.append((module, name))
+                if 'forward' in self.untraced.names_of(module):
+                    self._opaque = self._opaque | {path}
+            yield
+        finally:
+            for module, name in diverted:
+                del vars(module)[name]
+
+    def _opaque_method(self, root: nn.Module, owner: nn.Module, path: str, name: str) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._evaluating:
+                return getattr(type(owner), name)(owner, *args, **kwargs)
+            child = '_'.join([*path.split('.'), name]) if path else name
+            extras = _extras(root)
+            if child not in extras._modules:
+                extras.add_module(child, UntracedCall(owner, name))
+                self.submodule_paths = {m: n for n, m in root.named_modules()}
+            return self.create_proxy('call_module', f'{EXTRAS}.{child}', args, kwargs)
+
+        return call
+
+
+class _RecordingMode(TorchFunctionMode):
+    """Sees every torch function and tensor method called during a trace, factories included."""
+
+    def __init__(self, tracer: CustomTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.evaluating:
+            return func(*args, **kwargs)
+        if any(node_of(leaf) is not None for leaf in _leaves((args, kwargs))):
+            return self.tracer.record(func, args, kwargs)
+        return self.tracer.run_constant(func, args, kwargs)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def _extras(root: nn.Module) -> nn.Module:
+    if EXTRAS not in root._modules:
+        root.add_module(EXTRAS, nn.Module())
+    return root._modules[EXTRAS]
+
+
+def _attribute_tensors(root: nn.Module) -> Iterator[torch.Tensor]:
+    """Yields tensors kept in ordinary attributes of the modules (lists and dicts of tensors included)."""
+    for module in root.modules():
+        for name, value in vars(module).items():
+            if name in ('_parameters', '_buffers', '_modules'):
+                continue
+            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _rebuild(container: tuple | list, items: list[Any]) -> Any:
+    """Returns ``items`` in a container of the same type (torch's return types and named tuples included)."""
+    kind = type(container)
+    if hasattr(container, '_fields'):
+        return kind(*items)
+    return kind(items)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_is_number(item) for item in value)
+    return isinstance(value, (int, float, complex))
+
+
+def _indexes_by_mask(index: Any, values: dict[Node, Any]) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    tensors = [values.get(part) for part in parts if isinstance(part, Node)]
+    return any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tensors)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tells whether a value can be written into a graph as it is."""
+    plain = (int, float, str, bool, type(None), complex, torch.dtype, torch.device, torch.layout, torch.memory_format)
+    return all(isinstance(leaf, plain) for leaf in _leaves(value))
+
+
+def _describe(value: Any) -> str:
+    node = node_of(value)
+    return repr(node.name) if node is not None else type(value).__name__
+
+
+def _remove_unused(graph: fx.Graph, values: dict[Node, Any]) -> fx.Graph:
+    """Removes reads of attributes, items and sizes that nothing uses; whatever computes a tensor stays."""
+    for node in reversed(list(graph.nodes)):
+        reads = node.op == 'get_attr' or node.target in (getattr, operator.getitem)
+        computes = node.op in ('call_function', 'call_method') and not isinstance(values.get(node), torch.Tensor)
+        sizes = computes and _is_number(values.get(node))
+        if not node.users and (reads or sizes):
+            graph.erase_node(node)
+    return graph

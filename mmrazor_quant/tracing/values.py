@@ -1,0 +1,176 @@
+"""The values that flow through a forward while it is traced.
+
+Each one *is* an ordinary value (a tensor, an int, a float, a device string), taken from the example input, and
+carries the graph node that produced it. Code under trace can therefore ask ``isinstance`` or branch on a shape, and
+whatever reaches a torch function is recorded by its node instead of being burnt into the graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node, Proxy
+
+from .errors import DataDependentError
+
+if TYPE_CHECKING:
+    from .tracer import CustomTracer
+
+
+class TensorValue(torch.Tensor):
+    """A tensor of the example run together with its node. It shares storage with the example's tensor."""
+
+    node: Node
+
+    @staticmethod
+    def wrap(value: torch.Tensor, node: Node) -> TensorValue:
+        """Returns ``value`` viewed as a ``TensorValue`` of ``node`` (no copy)."""
+        tensor = value.detach().as_subclass(TensorValue)
+        tensor.node = node
+        return tensor
+
+    # Outside the recording mode (a value that escaped the trace) it behaves like a plain tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+class _Scalar(Proxy):
+    """Shared behaviour of the scalar values: arithmetic is recorded, comparisons are answered from the example."""
+
+    # The recording mode sees every call; a torch function attribute would make torch take the scalar for a tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def _init_node(self, node: Node, tracer: CustomTracer) -> None:
+        self.node = node
+        self.tracer = tracer
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.plain()!r}, node={self.node.name})'
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+    def __format__(self, spec: str) -> str:
+        return format(self.plain(), spec)
+
+    def plain(self) -> Any:
+        """Returns the example's value as an ordinary Python object."""
+        raise NotImplementedError
+
+    def _known(self) -> Any:
+        if self.tracer.is_tainted(self.node):
+            raise DataDependentError(f'a Python value computed from tensor data ({self.node.name}) is branched on')
+        return self.plain()
+
+    def __bool__(self) -> bool:
+        return bool(self._known())
+
+    def __hash__(self) -> int:
+        return hash(self.plain())
+
+    def __eq__(self, other: object) -> bool:
+        return self._known() == plain_scalar(other)
+
+    def __ne__(self, other: object) -> bool:
+        return self._known() != plain_scalar(other)
+
+    def __lt__(self, other: Any) -> bool:
+        return self._known() < plain_scalar(other)
+
+    def __le__(self, other: Any) -> bool:
+        return self._known() <= plain_scalar(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._known() > plain_scalar(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._known() >= plain_scalar(other)
+
+
+class _Number(_Scalar):
+    def __round__(self, ndigits: int | None = None) -> Any:
+        return self.tracer.create_proxy('call_function', round, (self,) if ndigits is None else (self, ndigits), {})
+
+
+class IntValue(_Number, int):
+    """An integer, typically a size."""
+
+    def __new__(cls, value: int, node: Node, tracer: CustomTracer) -> IntValue:
+        self = int.__new__(cls, value)
+        self._init_node(node, tracer)
+        return self
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def plain(self) -> int:
+        return int.__int__(self)
+
+    def __int__(self) -> int:
+        return int.__int__(self)
+
+    def __index__(self) -> int:
+        return int.__index__(self)
+
+    def __float__(self) -> float:
+        return int.__float__(self)
+
+
+class FloatValue(_Number, float):
+    """A float, typically the quotient of two sizes."""
+
+    def __new__(cls, value: float, node: Node, tracer: CustomTracer) -> FloatValue:
+        self = float.__new__(cls, value)
+        self._init_node(node, tracer)
+        return self
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def plain(self) -> float:
+        return float.__float__(self)
+
+    def __float__(self) -> float:
+        return float.__float__(self)
+
+    def __int__(self) -> int:
+        return float.__int__(self)
+
+
+class DeviceValue(_Scalar, str):
+    """The device of a tensor; a string, so that torch's factories accept it, that follows the input at run time."""
+
+    def __new__(cls, value: torch.device, node: Node, tracer: CustomTracer) -> DeviceValue:
+        self = str.__new__(cls, str(value))
+        self._init_node(node, tracer)
+        return self
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def plain(self) -> torch.device:
+        return torch.device(str.__str__(self))
+
+    @property
+    def type(self) -> str:
+        return self.plain().type
+
+    @property
+    def index(self) -> int | None:
+        return self.plain().index
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+
+def plain_scalar(value: Any) -> Any:
+    """Returns the ordinary Python object behind a scalar value; anything else as it is."""
+    return value.plain() if isinstance(value, _Scalar) else value
+
+
+def node_of(value: Any) -> Node | None:
+    """Returns the node that produced ``value``, or None for an ordinary object."""
+    return value.node if isinstance(value, (TensorValue, _Scalar)) else None
