@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
 
 @runtime_checkable
@@ -39,6 +40,18 @@ class QuantModel(Protocol):
         """Have batch normalization use and keep its running statistics."""
 
 
+def bare_model(runner: Runner) -> nn.Module:
+    """Get the model of a runner out of its data-parallel wrapper, if it is in one.
+
+    Args:
+        runner: Runner with a built model.
+
+    Returns:
+        The model.
+    """
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 def unwrap_quant_model(runner: Runner, field: str) -> QuantModel:
     """Get the quantized model of a runner out of its data-parallel wrapper.
 
@@ -52,7 +65,7 @@ def unwrap_quant_model(runner: Runner, field: str) -> QuantModel:
     Raises:
         TypeError: If the model is not a GeneralQuant or something with the same methods.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = bare_model(runner)
     if not isinstance(model, QuantModel):
         raise TypeError(
             f'{field} needs a quantized model: model.type must be mmrazor.GeneralQuant (or a class with the same '

@@ -21,6 +21,17 @@ class QATState:
     act_quant: bool
     bn_frozen: bool
 
+    def __str__(self) -> str:
+        """Describe the state in a line of a log."""
+        return ', '.join(
+            (
+                f'observers {"on" if self.observe else "off"}',
+                f'weights {"quantized" if self.weight_quant else "float"}',
+                f'activations {"quantized" if self.act_quant else "float"}',
+                f'batch norm {"frozen" if self.bn_frozen else "learning"}',
+            )
+        )
+
 
 @dataclass(frozen=True)
 class QATSchedule:

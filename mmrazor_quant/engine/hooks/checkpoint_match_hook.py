@@ -1,10 +1,10 @@
 """Refuse checkpoints of another network."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmrazor_quant.engine.checkpoint import check_checkpoint_matches
+from mmrazor_quant.engine.quant_model import bare_model
 from mmrazor_quant.registry import HOOKS
 
 
@@ -25,5 +25,5 @@ class CheckpointMatchHook(Hook):
         Raises:
             ValueError: If nothing matches in name and shape.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_model(runner)
         check_checkpoint_matches(checkpoint, model)

@@ -1,0 +1,78 @@
+"""Evaluate a model; one that is not calibrated yet is calibrated first, evaluated float and quantized, and saved.
+
+python tools/test.py CONFIG                 calibrate, save quantized.pth in the work directory, evaluate both
+python tools/test.py CONFIG float.pth       the same, from the weights of a float checkpoint
+python tools/test.py CONFIG quantized.pth   evaluate the quantized model
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import mmengine
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
+
+from mmrazor_quant.engine import CheckpointMatchHook, PTQLoop, QuantEvalHook
+from mmrazor_quant.engine.checkpoint import check_checkpoint
+from mmrazor_quant.engine.launch import add_common_arguments, check_checkpoint_fields, load_config, run_tool
+from mmrazor_quant.engine.quant_model import QuantModel, bare_model
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', nargs='?', help='float or quantized checkpoint')
+    parser.add_argument('--out', metavar='FILE', help='write predictions (.pkl) or metrics (.json) to this file')
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle', '.json')):
+        parser.error(f'--out must end in .pkl (predictions) or .json (metrics), but got {args.out}')
+    return args
+
+
+def prepare(runner: Runner, has_weights: bool) -> None:
+    """Register the hooks of a test, and check that there is something to test.
+
+    Args:
+        runner: Runner of the model.
+        has_weights: Whether the command line or the config name a checkpoint.
+
+    Raises:
+        ValueError: If a float model would be tested with random weights.
+    """
+    runner.register_hook(CheckpointMatchHook())
+    is_quantized = isinstance(bare_model(runner), QuantModel)
+    if not has_weights and not is_quantized:
+        raise ValueError('checkpoint: a float model is tested with weights; give a checkpoint, or set load_from')
+    if not has_weights:
+        runner.logger.warning(
+            'No checkpoint, model.float_checkpoint or load_from is given: unless the architecture came with its '
+            'weights, it is random weights that are quantized'
+        )
+    if is_quantized and not isinstance(runner.test_loop, PTQLoop):
+        runner.register_hook(QuantEvalHook())
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    cfg = load_config(args)
+    cfg.resume = False
+    if args.checkpoint is not None:
+        cfg.load_from = args.checkpoint
+    check_checkpoint_fields(cfg)
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f'config: {args.config} has no test_dataloader, test_evaluator and test_cfg')
+    runner = Runner.from_cfg(cfg)
+    prepare(runner, has_weights=bool(cfg.get('load_from') or cfg.model.get('float_checkpoint')))
+    if args.out is not None and not args.out.endswith('.json'):
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out is not None and args.out.endswith('.json'):
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    run_tool(main)
