@@ -4,15 +4,19 @@
   to torchao; the rest of the package imports them from here.
 * :func:`allow_mmengine_checkpoints`: lets ``torch.load(weights_only=True)``, torch's default, read what mmengine
   writes, without giving the protection away.
+* :func:`intercepted_autograd_functions`: shows custom autograd functions to the tracer, for as long as a trace takes.
 * :func:`alias_registry_module`: lets mmengine find the registries of the scope ``mmrazor`` in this package.
 
-The two functions run when :mod:`mmrazor_quant` is imported.
+The first and last of the functions run when :mod:`mmrazor_quant` is imported.
 """
 
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +29,13 @@ except ImportError:  # torch has announced the removal of torch.ao.quantization;
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
     from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
-__all__ = ['FakeQuantizeBase', 'UniformQuantizationObserverBase', 'alias_registry_module', 'allow_mmengine_checkpoints']
+__all__ = [
+    'FakeQuantizeBase',
+    'UniformQuantizationObserverBase',
+    'alias_registry_module',
+    'allow_mmengine_checkpoints',
+    'intercepted_autograd_functions',
+]
 
 _HISTORY_BUFFER_STATISTICS = {
     'min': HistoryBuffer.min,
@@ -109,6 +119,28 @@ def alias_registry_module() -> None:
         from mmrazor_quant import registry
 
         sys.modules.setdefault('mmrazor.registry', registry)
+
+
+@contextmanager
+def intercepted_autograd_functions(handler: Callable[..., Any]) -> Iterator[None]:
+    """Sends every call of a custom ``torch.autograd.Function`` to a handler while the block runs.
+
+    Such calls are the one way to compute with tensors that torch's function modes do not see. A trace that ran their
+    ``forward`` would record what it does and lose the ``backward`` that belongs to it.
+
+    Args:
+        handler: Called as ``handler(function, apply, args, kwargs)`` with the function's class and its real ``apply``.
+    """
+    original = torch.autograd.Function.__dict__['apply']
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return handler(cls, original.__get__(None, cls), args, kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original
 
 
 allow_mmengine_checkpoints()

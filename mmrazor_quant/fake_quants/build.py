@@ -19,7 +19,8 @@ def build_fake_quant(
         fake_quant_cfg: ``type`` and further arguments of the fake quantizer.
         observer_cfg: ``type`` and further arguments of the observer.
         scheme: Integers and granularity.
-        field: Where the configs stand in the user's config, for messages.
+        field: Where the configs stand in the user's config, for messages: ``qconfig.w`` or ``qconfig.a``, before
+            ``_fake_quant`` and ``_observer``.
 
     Returns:
         The fake quantizer.
@@ -27,8 +28,8 @@ def build_fake_quant(
     Raises:
         ValueError: An unknown type, or an argument that the classes do not take.
     """
-    fake_quant, fake_quant_args = _split(fake_quant_cfg, f'{field}.fake_quant')
-    observer, observer_args = _split(observer_cfg, f'{field}.observer')
+    fake_quant, fake_quant_args = _split(fake_quant_cfg, f'{field}_fake_quant')
+    observer, observer_args = _split(observer_cfg, f'{field}_observer')
     params = scheme.observer_params()
     # Left out where they say nothing: torch's own per-tensor observers do not take them.
     if not scheme.is_per_channel:

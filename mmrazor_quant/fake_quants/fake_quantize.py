@@ -127,6 +127,11 @@ class FakeQuantize(FakeQuantizeBase):
         super().enable_observer(enabled)
         self._observing = bool(enabled)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it passes its input through: neither observing nor quantizing."""
+        return not (self._observing or self._quantizing)
+
     def _mirror_switches(self) -> None:
         # Reading a buffer in forward would wait for the device.
         self._quantizing = bool(self.fake_quant_enabled[0])

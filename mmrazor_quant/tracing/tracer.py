@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from mmrazor_quant.compat import intercepted_autograd_functions
 from mmrazor_quant.registry import TASK_UTILS
 
 from .errors import CaptureError, DataDependentError, UnrecordedValueError
@@ -105,7 +106,8 @@ class CustomTracer(fx.Tracer):
         for tensor in _attribute_tensors(root):
             self._known_tensors[id(tensor)] = tensor
         try:
-            with torch.no_grad(), self._untraced_methods(root), _RecordingMode(self):
+            functions = intercepted_autograd_functions(self._autograd_function)
+            with torch.no_grad(), self._untraced_methods(root), functions, _RecordingMode(self):
                 graph = self.trace(root)
             return _remove_unused(graph, self._values)
         finally:
@@ -311,6 +313,11 @@ class CustomTracer(fx.Tracer):
         reads_tensor = any(isinstance(self._values.get(arg), torch.Tensor) for arg in node.all_input_nodes)
         return reads_tensor and attribute not in _METADATA and not isinstance(value, bool)
 
+    def _autograd_function(self, function: type, apply: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self._evaluating or not any(node_of(leaf) is not None for leaf in _leaves((args, kwargs))):
+            return apply(*args, **kwargs)
+        return self.create_proxy('call_function', AutogradCall(function), args, kwargs)
+
     # -- constants and opaque calls --------------------------------------------------------------------------------
 
     def _is_registered(self, tensor: torch.Tensor) -> bool:
@@ -321,7 +328,8 @@ class CustomTracer(fx.Tracer):
         if id(tensor) not in self._known_tensors:
             scope = next(reversed(self.module_stack.values()), ('', None))[0]
             raise UnrecordedValueError(
-                f'a tensor of shape {tuple(tensor.shape)} that no recorded operation produced is used in {scope or "it"!r}',
+                f'a tensor of shape {tuple(tensor.shape)} that no recorded operation produced '
+                f'is used in {scope or "it"!r}',
                 scope,
             )
         extras = _extras(self.root)
@@ -361,6 +369,17 @@ class CustomTracer(fx.Tracer):
             return self.create_proxy('call_module', f'{EXTRAS}.{child}', args, kwargs)
 
         return call
+
+
+class AutogradCall:
+    """The node target of a custom autograd function, whose own backward is kept."""
+
+    def __init__(self, function: type) -> None:
+        self.function = function
+        self.__name__ = function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.apply(*args, **kwargs)
 
 
 class _RecordingMode(TorchFunctionMode):
