@@ -10,8 +10,8 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
 
 HEARTBEAT_SECONDS = 15.0
 TAIL_BYTES = 64 * 1024
@@ -103,7 +103,7 @@ def run_logged(
     failure: str,
     advice: str,
     describe: Callable[[Path], str] = last_line,
-    **popen_options: Any,
+    env: dict[str, str] | None = None,
 ) -> None:
     """Runs a command into a log file, with a line of progress now and then.
 
@@ -117,7 +117,7 @@ def run_logged(
         failure: What to say failed if the command fails.
         advice: What to tell the user to do in that case.
         describe: Turns the log so far into a line of progress.
-        **popen_options: Handed to ``subprocess.Popen``.
+        env: Environment variables of the command, if not this process's.
 
     Raises:
         SetupError: The command returned a non-zero status.
@@ -130,7 +130,9 @@ def run_logged(
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            **popen_options,
+            # Python opens files non-inheritable; what passes are the locks of locking.py, on purpose.
+            close_fds=False,
+            env=env,
         )
         try:
             wait_with_heartbeat(process, lambda: progress.note(describe(log)))

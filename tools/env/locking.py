@@ -1,9 +1,10 @@
-"""A file lock that outlives neither its holder nor the processes it started."""
+"""A file lock that is held until the last process that works under it has ended."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +13,16 @@ from console import HEARTBEAT_SECONDS, Progress
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, progress: Progress, reason: str) -> Iterator[int]:
+def exclusive(path: Path, progress: Progress, reason: str) -> Iterator[None]:
     """Holds a file lock and says so while it has to wait for it.
 
-    The lock belongs to the open file: it goes away with the last process that has it open, so a
-    killed set-up leaves nothing behind to clean up.
+    The lock belongs to the open file, and commands started meanwhile inherit it: a pip or a compiler
+    that outlives a killed set-up keeps others out until it is done, and then nothing is left to clean up.
 
     Args:
         path: File to lock, created where it is missing.
         progress: Where the lines of progress go.
         reason: What is being waited for.
-
-    Yields:
-        The file descriptor of the lock, for child processes that must keep it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w') as stream:
@@ -34,7 +32,8 @@ def exclusive(path: Path, progress: Progress, reason: str) -> Iterator[int]:
                 reported = time.monotonic()
                 progress.note(f'waiting: {reason}')
             time.sleep(0.5)
-        yield stream.fileno()
+        os.set_inheritable(stream.fileno(), True)
+        yield
 
 
 def try_lock(descriptor: int) -> bool:

@@ -71,14 +71,14 @@ def ensure_wheel(python: Path, mmcv_version: str, torch_version: str, compiler: 
     wheel = cached_wheel(folder)
     if wheel is None:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / 'lock', progress, 'another set-up is building the same wheel') as lock:
+        with exclusive(folder / 'lock', progress, 'another set-up is building the same wheel'):
             # Whoever held the lock before may have finished it.
-            wheel = cached_wheel(folder) or build(folder, python, mmcv_version, compiler, lock, progress)
+            wheel = cached_wheel(folder) or build(folder, python, mmcv_version, compiler, progress)
     progress.note(f'wheel: {wheel}')
     return wheel
 
 
-def build(folder: Path, python: Path, version: str, compiler: str | None, lock: int, progress: Progress) -> Path:
+def build(folder: Path, python: Path, version: str, compiler: str | None, progress: Progress) -> Path:
     """Builds the wheel below ``folder`` and moves it into place in one step.
 
     The source tree stays after an interrupted build: ninja then compiles only what is missing.
@@ -95,11 +95,10 @@ def build(folder: Path, python: Path, version: str, compiler: str | None, lock: 
         folder / 'build.log',
         progress,
         failure=f'building mmcv {version}',
-        advice='Look for the first "error:" in the log above. Running the same command again continues the build.',
+        advice='Look for the first "error:" in that log. Running the same command again continues the build; '
+        f'to start it afresh, remove {folder}.',
         describe=compiled_objects,
         env=build_environment(python, compiler, jobs),
-        # An orphaned build keeps the lock until it is done, so a second one never works in the same tree.
-        pass_fds=(lock,),
     )
     built = next(iter(output.glob('mmcv-*.whl')))
     wheel = folder / built.name

@@ -76,17 +76,17 @@ class Environment:
 
 def main() -> int:
     """Sets the environment up and returns the exit status."""
-    signal.signal(signal.SIGTERM, interrupt)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, interrupt)
     environment = Environment(Path(os.environ.get('MMRAZOR_QUANT_VENV') or REPOSITORY / '.venv').absolute())
-    if environment.is_current():
-        print(f'environment up to date: {environment.folder}')
-        return 0
     progress = Progress(STEPS)
     try:
-        with exclusive(lock_path(environment), progress, f'another set-up is at work in {environment.folder}'):
-            # Whoever held the lock before may have done all of it.
-            if not environment.is_current():
-                set_up(environment, progress)
+        if not environment.is_current():
+            with exclusive(lock_path(environment), progress, f'another set-up is at work in {environment.folder}'):
+                # Whoever held the lock before may have done all of it.
+                if not environment.is_current():
+                    set_up(environment, progress)
+        print(f'environment up to date: {environment.folder}')
     except SetupError as error:
         print(error.report(), file=sys.stderr)
         return 1
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Treats SIGTERM like Ctrl-C, so that running compilers are ended as well."""
+    """Treats a request to end like Ctrl-C, so that running compilers are ended as well."""
     raise KeyboardInterrupt
 
 
@@ -123,7 +123,7 @@ def set_up(environment: Environment, progress: Progress) -> None:
     install_package(environment, progress)
     verify(environment, progress)
     environment.stamp.write_text(environment.digest())
-    progress.note(f'ready: {environment.folder}')
+    progress.note('done')
 
 
 def read_pins(path: Path) -> dict[str, str]:
