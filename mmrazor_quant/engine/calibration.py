@@ -67,6 +67,9 @@ def set_float(model: QuantModel) -> None:
 def _run_batches(model: QuantModel, batches: Iterable, steps: int) -> int:
     """Run batches through the model, logging progress; returns how many there were."""
     total = min(steps, len(batches)) if isinstance(batches, Sized) else steps
+    if total == 0:
+        # Not left to the iteration: mmengine's sampler divides by the number of samples.
+        return 0
     logger = MMLogger.get_current_instance()
     if total < steps:
         logger.info(f'Calibration: the data give {total} batches, fewer than the {steps} asked for')
@@ -138,7 +141,7 @@ def build_dataloader(runner: Runner, config: dict, source: str, field: str, seed
     except Exception as error:
         hint = '' if source == field else f'; calibration uses the training split unless {field} gives other data'
         raise RuntimeError(
-            f'{source}: the calibration data cannot be read ({type(error).__name__}: {error}){hint}'
+            f'{source}: the calibration data cannot be built ({type(error).__name__}: {error}){hint}'
         ) from error
 
 

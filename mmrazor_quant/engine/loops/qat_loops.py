@@ -157,6 +157,9 @@ class _QATLoop(BaseLoop):
         """Switch to the state that the schedule has for the current step."""
         step = self._epoch if self._schedule_by_epoch else self._iter
         state = self.schedule.state_at(step)
+        if state.bn_frozen:
+            # In every iteration: each call of model.train() sets batch norm learning again.
+            self.model.freeze_bn(True)
         if state == self._state:
             return
         if self._starts_act_quant(step) and self.schedule.has_observed_only_before(step):
@@ -184,7 +187,6 @@ class _QATLoop(BaseLoop):
                 weight_fake_quant=state.weight_quant,
                 act_fake_quant=state.act_quant,
             )
-            self.model.freeze_bn(state.bn_frozen)
 
 
 @LOOPS.register_module()
