@@ -109,11 +109,10 @@ def load_checkpoint_file(path: str | Path, field: str) -> dict:
             f'{field}: {path} is not a checkpoint, or holds objects that are not safe to load: '
             f'{str(error).splitlines()[0]}'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f'{field}: {path} cannot be read; it is truncated or not a checkpoint '
-            f'({str(error).splitlines()[0] if str(error) else type(error).__name__})'
-        ) from error
+    except Exception as error:
+        # Anything can happen on the way through a damaged file.
+        detail = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f'{field}: {path} cannot be read; it is truncated or not a checkpoint ({detail})') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{field}: {path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint

@@ -1,6 +1,7 @@
 """Hooks that the loops and the tools register by themselves."""
 
 from mmrazor_quant.engine.hooks.checkpoint_match_hook import CheckpointMatchHook
+from mmrazor_quant.engine.hooks.ema_buffers_hook import EMABuffersHook
 from mmrazor_quant.engine.hooks.quant_eval_hook import QuantEvalHook
 
-__all__ = ['CheckpointMatchHook', 'QuantEvalHook']
+__all__ = ['CheckpointMatchHook', 'EMABuffersHook', 'QuantEvalHook']

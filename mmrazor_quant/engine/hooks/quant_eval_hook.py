@@ -23,7 +23,7 @@ class QuantEvalHook(Hook):
     """
 
     # After EMAHook, which exchanges the buffers of two models, the switches of the observers among them.
-    priority = 'VERY_LOW'
+    priority = 'LOW'
 
     def __init__(self, after_val: Callable[[], None] | None = None) -> None:
         self._after_val = after_val

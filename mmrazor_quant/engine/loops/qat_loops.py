@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.checkpoint import make_checkpoints_atomic
-from mmrazor_quant.engine.hooks import QuantEvalHook
+from mmrazor_quant.engine.hooks import EMABuffersHook, QuantEvalHook
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.engine.randomness import (
@@ -44,6 +44,7 @@ class _QATLoop(BaseLoop):
         self.calibrate_steps = check_int('train_cfg.calibrate_steps', calibrate_steps, minimum=0)
         self._state: QATState | None = None
         self.runner.register_hook(QuantEvalHook(after_val=self._restore_state))
+        self.runner.register_hook(EMABuffersHook())
         make_checkpoints_atomic(self.runner)
 
     @property
