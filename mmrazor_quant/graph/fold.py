@@ -38,16 +38,17 @@ def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
     }
 
 
-def fold(graph: fx.Graph, pairs: dict[str, str]) -> fx.Graph:
+def fold(graph: fx.Graph, root: nn.Module, pairs: dict[str, str]) -> fx.Graph:
     """Returns a copy of a graph without the folded batch norms; the layer's node names its norm in its metadata.
 
     Args:
         graph: captured graph; not changed.
+        root: the island's module.
         pairs: what :func:`find_foldable` returned.
     """
     graph = copy.deepcopy(graph)
     for node in list(graph.nodes):
-        if node.op == 'call_module' and node.target in pairs:
+        if node.op == 'call_module' and node.target in pairs and _follower(node, root) == pairs[node.target]:
             norm = next(iter(node.users))
             norm.replace_all_uses_with(node)
             node.meta['folded_norm'] = norm.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmrazor_quant.graph.fold import find_foldable, fold
 from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, insert
 from mmrazor_quant.graph.sites import Site
 from mmrazor_quant.registry import MODELS, TASK_UTILS
-from mmrazor_quant.tracing.finder import Findings, find_islands
+from mmrazor_quant.tracing.finder import Findings, capture_graph, find_islands
 from mmrazor_quant.tracing.island import Island, islands_of
 
 from .qconfig import QConfig
@@ -62,6 +63,10 @@ class CustomQuantizer:
         tracer = dict(tracer or dict(type='mmrazor.CustomTracer'))
         self.tracer = TASK_UTILS.build({**tracer, 'skipped_methods': list(skipped_methods or ())})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CustomQuantizer:
+        # It holds nothing of a model; copies of a model (EMA, convert) share it.
+        return self
+
     def prepare(self, model: nn.Module, examples: list[Example]) -> tuple[Findings, Inserted]:
         """Captures the islands of ``model`` in place, folds them and inserts fake quantizers.
 
@@ -79,18 +84,35 @@ class CustomQuantizer:
         if not findings.islands:
             reasons = '; '.join(f'{path}: {error}' for path, error in findings.failures.items())
             raise ValueError(f'architecture: no module with layers to quantize could be captured. {reasons}')
+        inserted = Inserted()
         for path, island in findings.islands.items():
-            self.fuse(island, model.get_submodule(path))
-        inserted = self._insert(model, findings)
-        for path, island in findings.islands.items():
-            island.install(model.get_submodule(path))
+            module = model.get_submodule(path)
+            pairs = self.fuse(island, module)
+            make = self._maker(model, path, findings.called)
+            island.map_graphs(lambda g, m=module, p=path, make=make: insert(copy.deepcopy(g), m, p, make, inserted))
+            island.recapture = functools.partial(self._recapture, pairs)
+            island.install(module)
+        self.qconfig.check_matched(findings.called)
         return findings, inserted
 
-    def fuse(self, island: Island, module: nn.Module) -> None:
-        """Takes fused attention apart and folds batch norms, in the graphs of one island."""
+    def fuse(self, island: Island, module: nn.Module) -> dict[str, str]:
+        """Takes fused attention apart and folds batch norms, in the graphs of one island.
+
+        Returns:
+            The folded pairs of layer and batch norm.
+        """
         island.map_graphs(decompose_attention)
         pairs = find_foldable(list(island.graphs()), module)
-        island.map_graphs(lambda graph: fold(graph, pairs))
+        island.map_graphs(lambda graph: fold(graph, module, pairs))
+        return pairs
+
+    def _recapture(
+        self, pairs: dict[str, str], module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
+    ) -> fx.Graph:
+        """Makes the graph for a call of a new kind or size, with the quantizers that there are."""
+        graph = capture_graph(self.tracer, module, args, kwargs, dynamic)
+        graph = fold(decompose_attention(graph), module, pairs)
+        return insert(graph, module, '', lambda *_: None, Inserted())
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Returns a copy of a prepared model with batch norms and quantized weights baked in.
@@ -106,19 +128,11 @@ class CustomQuantizer:
             graphs = list(island.graphs())
             island.map_graphs(lambda graph, module=module: convert_graph(graph, module))
             convert_weights(graphs, module)
-            island.install(module)
+            island.recapture = functools.partial(self._recapture_converted, {})
         return model
 
-    def _insert(self, model: nn.Module, findings: Findings) -> Inserted:
-        inserted = Inserted()
-        for path, island in findings.islands.items():
-            module = model.get_submodule(path)
-            make = self._maker(model, path, findings.called)
-            island.map_graphs(
-                lambda graph, module=module, path=path, make=make: insert(_copy(graph), module, path, make, inserted)
-            )
-        self.qconfig.check_matched(findings.called)
-        return inserted
+    def _recapture_converted(self, pairs: dict[str, str], module: nn.Module, *call: Any) -> fx.Graph:
+        return convert_graph(self._recapture(pairs, module, *call), module)
 
     def _maker(self, model: nn.Module, prefix: str, layers: list[str]) -> MakeQuantizer:
         def make(site: Site, kind: str, channels: int, axis: int) -> nn.Module | None:
@@ -144,7 +158,3 @@ class CustomQuantizer:
 def _orders(path: str, layers: list[str]) -> frozenset[str]:
     found = {'first'} if layers and path == layers[0] else set()
     return frozenset(found | ({'last'} if layers and path == layers[-1] else set()))
-
-
-def _copy(graph: fx.Graph) -> fx.Graph:
-    return copy.deepcopy(graph)

@@ -20,3 +20,7 @@ class UnrecordedValueError(CaptureError):
     def __init__(self, message: str, scope: str) -> None:
         super().__init__(message)
         self.scope = scope
+
+
+class SizeMismatchError(CaptureError):
+    """A graph is run on an input for which the code that was traced would have branched otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from .errors import CaptureError, UnrecordedValueError
-from .island import Island, Signature, Variant, compile_graph
+from .island import Capture, Island, Signature, Variant, sizes_of
 from .state import preserved, seeded
 from .tracer import EXTRAS, LEAF_TYPES, CustomTracer
 
@@ -98,8 +99,6 @@ def _capture_into(findings: Findings, model: nn.Module, path: str, calls: list[C
         findings.islands[path] = capture_island(model, path, calls, tracer)
     except CaptureError as error:
         findings.failures[path] = error
-    except Exception as error:  # whatever the model's own code raises on traced values is a failure to capture
-        findings.failures[path] = CaptureError(f'{type(error).__name__}: {error}')
     if path in findings.islands:
         return True
     module._modules.pop(EXTRAS, None)
@@ -167,67 +166,99 @@ def capture_island(model: nn.Module, path: str, calls: list[Call], tracer: Custo
     Raises:
         CaptureError: the module cannot be captured, or what was captured differs from the module.
     """
+    module = model.get_submodule(path)
     variants = []
-    resized: bool | None = None
     for call in (c for c in calls if c.example == 0):
         others = [c for c in calls if c.example != 0]
-        dynamic = _dynamic_positions(call, others)
-        signature = Signature.of(call.args, call.kwargs, dynamic)
+        signature = Signature.of(call.args, call.kwargs, _dynamic_positions(call, others))
+        variant = Variant(signature, {})
         checks = [call, *(c for c in others if _accepts(signature, c))]
-        graphs = {training: _capture_flag(model, path, call, checks, dynamic, training, tracer)
-                  for training in (False, True)}  # fmt: skip
-        if _code(graphs[False]) == _code(graphs[True]):
-            graphs[True] = graphs[False]
-        variants.append(Variant(signature, graphs))
-        resized = resized or len(checks) > 1 or None
+        for training in (False, True):
+            with preserved(model):
+                model.train(training)
+                for check in checks:
+                    _capture_and_verify(module, variant, check, tracer)
+        _share(variant)
+        variants.append(variant)
     if not variants:
         raise CaptureError('it is not called on the first example')
-    return Island(path, variants, resized)
+    resized = any(c.example != 0 for c in calls) or None
+    return Island(path, variants, resized, functools.partial(capture_graph, tracer))
 
 
-def _capture_flag(
-    model: nn.Module, path: str, call: Call, checks: list[Call], dynamic: frozenset[int], training: bool,
-    tracer: CustomTracer,
-) -> fx.Graph:  # fmt: skip
-    module = model.get_submodule(path)
-    with preserved(model):
-        model.train(training)
-        graph = _capture(tracer, module, call, dynamic)
-        function = compile_graph(graph)
-        inputs = Signature.of(call.args, call.kwargs, dynamic).inputs
-        for check in checks:
-            _verify(module, function, inputs, check)
-    return graph
+def _capture_and_verify(module: nn.Module, variant: Variant, call: Call, tracer: CustomTracer) -> None:
+    """Sees to it that a variant has a graph for a call, under the module's present flag, that equals the module."""
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    inputs = [leaves[i] for i in variant.signature.inputs]
+    capture = variant.find(module, inputs)
+    if capture is None:
+        args, kwargs = _copied(call)
+        capture = Capture(capture_graph(tracer, module, args, kwargs, variant.signature.dynamic), {sizes_of(inputs)})
+        variant.captures.setdefault(module.training, []).append(capture)
+    _verify(module, capture, variant.signature.inputs, call)
 
 
-def _capture(tracer: CustomTracer, module: nn.Module, call: Call, dynamic: frozenset[int]) -> fx.Graph:
-    """Captures; a submodule that makes tensors no torch function shows (a custom op) is kept as one opaque call."""
+def _share(variant: Variant) -> None:
+    """Makes both training flags use one capture where they have the same code."""
+    for capture in variant.captures.get(False, []):
+        for i, other in enumerate(variant.captures.get(True, [])):
+            if _code(capture.graph) == _code(other.graph):
+                capture.sizes |= other.sizes
+                variant.captures[True][i] = capture
+
+
+def capture_graph(
+    tracer: CustomTracer, module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
+) -> fx.Graph:
+    """Captures one call; a submodule that makes tensors no torch function shows (a custom op) stays one opaque call.
+
+    Args:
+        tracer: the tracer to capture with.
+        module: module in the training mode to capture.
+        args: positional arguments; not changed.
+        kwargs: keyword arguments; not changed.
+        dynamic: positions of numbers that vary between calls.
+
+    Returns:
+        The graph.
+
+    Raises:
+        CaptureError: the call cannot be captured.
+    """
     opaque: frozenset[str] = frozenset()
     while True:
-        args, kwargs = _copied(call)
+        copies = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
         try:
-            return tracer.capture(module, args, kwargs, dynamic, opaque)
+            with preserved(module):
+                return tracer.capture(module, *copies, dynamic, opaque)
         except UnrecordedValueError as error:
             if not error.scope or error.scope in opaque:
                 raise
             opaque = opaque | {error.scope}
+        except CaptureError:
+            raise
+        except Exception as error:  # whatever the module's own code raises on traced values
+            raise CaptureError(f'{type(error).__name__}: {error}') from error
 
 
 def _copied(call: Call) -> tuple[tuple, dict[str, Any]]:
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, (call.args, call.kwargs))
 
 
-def _verify(module: nn.Module, function: Callable, inputs: tuple[int, ...], call: Call) -> None:
+def _verify(module: nn.Module, capture: Capture, inputs: tuple[int, ...], call: Call) -> None:
     def eager() -> Any:
         args, kwargs = _copied(call)
         return type(module).forward(module, *args, **kwargs)
 
     def captured() -> Any:
         leaves = pytree.tree_leaves(_copied(call))
-        return function(module, *[leaves[i] for i in inputs])
+        return capture.function(module, *[leaves[i] for i in inputs])
 
     expected = _run(module, eager)
-    found = _run(module, captured)
+    try:
+        found = _run(module, captured)
+    except Exception as error:  # a graph that does not run is as wrong as one that differs
+        raise CaptureError(f'the captured forward fails: {type(error).__name__}: {error}') from error
     if not equal(expected, found):
         which = 'the example' if call.example == 0 else 'a second input size and batch size'
         raise CaptureError(f"the captured forward differs from the module's own on {which}")

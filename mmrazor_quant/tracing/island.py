@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +12,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from .errors import CaptureError
+from .tracer import has_guards
+
 _ISLAND = '_captured_island'
+
+Recapture = Callable[[nn.Module, tuple, 'dict[str, Any]', 'frozenset[int]'], fx.Graph]
+"""``recapture(module, args, kwargs, dynamic)``: the graph for a call, in the module's present training mode."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,13 @@ class Signature:
         spec: nesting of ``(args, kwargs)``.
         constants: flattened non-tensor arguments by position, without the dynamic ones.
         inputs: positions of the tensors and of the numbers that vary between calls (dynamic), in order.
+        dynamic: positions of those numbers.
     """
 
     spec: pytree.TreeSpec
     constants: tuple[tuple[int, Any], ...]
     inputs: tuple[int, ...]
+    dynamic: frozenset[int] = frozenset()
 
     @staticmethod
     def of(args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int] = frozenset()) -> Signature:
@@ -36,7 +43,7 @@ class Signature:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         inputs = tuple(i for i, leaf in enumerate(leaves) if i in dynamic or isinstance(leaf, torch.Tensor))
         constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if i not in inputs)
-        return Signature(spec, constants, inputs)
+        return Signature(spec, constants, inputs, dynamic)
 
     def accepts(self, leaves: list[Any], spec: pytree.TreeSpec) -> bool:
         """Tells whether flattened arguments fit."""
@@ -44,21 +51,54 @@ class Signature:
 
 
 @dataclass
-class Variant:
-    """The graphs for one signature, by training flag; both flags share one graph where it is the same."""
+class Capture:
+    """One graph, and the input sizes that it is known to hold for.
 
-    signature: Signature
-    graphs: dict[bool, fx.Graph]
-    functions: dict[bool, Callable] = field(default_factory=dict)
+    Args:
+        graph: the graph.
+        sizes: see :func:`sizes_of`; not needed for a graph without guards, which holds for all sizes.
+    """
+
+    graph: fx.Graph
+    sizes: set[tuple] = field(default_factory=set)
+    function: Callable | None = None
+    guarded: bool = False
+
+    def __post_init__(self) -> None:
+        self.compile()
 
     def compile(self) -> None:
-        """Generates the functions that run the graphs."""
-        compiled = {id(graph): compile_graph(graph) for graph in self.graphs.values()}
-        self.functions = {training: compiled[id(graph)] for training, graph in self.graphs.items()}
+        """Generates the function that runs the graph."""
+        self.function = compile_graph(self.graph)
+        self.guarded = has_guards(self.graph)
 
-    def unique_graphs(self) -> list[fx.Graph]:
-        """Returns the graphs, each once."""
-        return list({id(graph): graph for graph in self.graphs.values()}.values())
+    def holds_for(self, module: nn.Module, inputs: list[Any]) -> bool:
+        """Tells whether the graph holds for the sizes of the inputs, by running it without data if need be."""
+        if not self.guarded:
+            return True
+        sizes = sizes_of(inputs)
+        if sizes not in self.sizes and _passes_guards(self.function, module, inputs):
+            self.sizes.add(sizes)
+        return sizes in self.sizes
+
+
+@dataclass
+class Variant:
+    """The captures for one signature, by training flag; both flags share what is the same."""
+
+    signature: Signature
+    captures: dict[bool, list[Capture]]
+
+    def find(self, module: nn.Module, inputs: list[Any]) -> Capture | None:
+        """Returns the capture that holds for the inputs, if there is one."""
+        for capture in self.captures.get(module.training, ()):
+            if capture.holds_for(module, inputs):
+                return capture
+        return None
+
+    def unique(self) -> list[Capture]:
+        """Returns the captures, each once."""
+        return list({id(c): c for captures in self.captures.values() for c in captures}.values())
 
 
 @dataclass
@@ -69,17 +109,17 @@ class Island:
         path: name of the module in the model.
         variants: one for every way the module is called.
         resized: whether equality was also seen at a second input size (None: the model takes one size only).
+        recapture: makes the graph for a call that no capture holds for.
     """
 
     path: str
     variants: list[Variant]
     resized: bool | None = None
+    recapture: Recapture | None = None
     _warned: bool = False
 
     def install(self, module: nn.Module) -> None:
         """Replaces the forward of this one instance; class, parameters, buffers and children stay."""
-        for variant in self.variants:
-            variant.compile()
         vars(module)[_ISLAND] = self
         vars(module)['forward'] = types.MethodType(_island_forward, module)
 
@@ -97,32 +137,60 @@ class Island:
     def graphs(self) -> Iterator[fx.Graph]:
         """Yields every graph of the island once."""
         for variant in self.variants:
-            yield from variant.unique_graphs()
+            yield from (capture.graph for capture in variant.unique())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Island:
         # Graphs name submodules by path and are replaced, never edited, once compiled: copies of a model share them.
-        return Island(self.path, [copy.copy(v) for v in self.variants], self.resized)
+        variants = []
+        for variant in self.variants:
+            copies = {id(c): Capture(c.graph, set(c.sizes)) for c in variant.unique()}
+            captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
+            variants.append(Variant(variant.signature, captures))
+        return Island(self.path, variants, self.resized, self.recapture)
 
     def map_graphs(self, transform: Callable[[fx.Graph], fx.Graph]) -> None:
         """Replaces every graph by ``transform(graph)``, which must leave its argument as it is."""
         for variant in self.variants:
-            new = {id(graph): transform(graph) for graph in variant.unique_graphs()}
-            variant.graphs = {training: new[id(graph)] for training, graph in variant.graphs.items()}
+            for capture in variant.unique():
+                capture.graph = transform(capture.graph)
+                capture.compile()
 
     def run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Runs the captured graph for a call; a call unlike any that was captured runs the class's own forward."""
+        """Runs the captured graph for a call; for one of a new kind or size it captures a graph first."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        for variant in self.variants:
-            if variant.signature.accepts(leaves, spec):
-                inputs = [leaves[i] for i in variant.signature.inputs]
-                return variant.functions[module.training](module, *inputs)
+        variant = next((v for v in self.variants if v.signature.accepts(leaves, spec)), None)
+        signature = Signature.of(args, kwargs) if variant is None else variant.signature
+        inputs = [leaves[i] for i in signature.inputs]
+        capture = None if variant is None else variant.find(module, inputs)
+        if capture is None:
+            capture = self._capture(module, args, kwargs, signature, variant)
+        if capture is None:
+            return type(module).forward(module, *args, **kwargs)
+        return capture.function(module, *inputs)
+
+    def _capture(
+        self, module: nn.Module, args: tuple, kwargs: dict[str, Any], signature: Signature, variant: Variant | None
+    ) -> Capture | None:
+        """Captures a call that nothing held for; None where that cannot be done: the call then runs in float."""
+        try:
+            if self.recapture is None:
+                raise CaptureError('it was called in another way than when it was captured')
+            graph = self.recapture(module, args, kwargs, signature.dynamic)
+        except CaptureError as error:
+            self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
+            return None
+        leaves = pytree.tree_leaves((args, kwargs))
+        capture = Capture(graph, {sizes_of([leaves[i] for i in signature.inputs])})
+        if variant is None:
+            variant = Variant(signature, {})
+            self.variants.append(variant)
+        variant.captures.setdefault(module.training, []).append(capture)
+        return capture
+
+    def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f'{self.path} is called with arguments unlike those it was captured with; such calls run in float',
-                stacklevel=3,
-            )
-        return type(module).forward(module, *args, **kwargs)
+            warnings.warn(message, stacklevel=4)
 
 
 def _island_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -142,8 +210,41 @@ def islands_of(model: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in model.named_modules() if Island.of(module) is not None}
 
 
+def sizes_of(inputs: list[Any]) -> tuple:
+    """Returns what of the inputs a guard can depend on: shapes, and numbers as they are."""
+    return tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in inputs)
+
+
+class _Probe(nn.Module):
+    """Runs a captured function over a module; exists because ``functional_call`` wants a module."""
+
+    def __init__(self, target: nn.Module, function: Callable) -> None:
+        super().__init__()
+        self.target = target
+        self.function = function
+
+    def forward(self, *inputs: Any) -> None:
+        self.function(self.target, *inputs)
+
+
+def _passes_guards(function: Callable, module: nn.Module, inputs: list[Any]) -> bool:
+    """Runs a captured function on the meta device, where only sizes are computed and nothing has side effects."""
+    probe = _Probe(module, function)
+    state = {n: t.to('meta') for n, t in (*probe.named_parameters(), *probe.named_buffers())}
+    meta = [value.detach().to('meta') if isinstance(value, torch.Tensor) else value for value in inputs]
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(probe, state, tuple(meta))
+    except Exception:  # a guard, or an operation that does not run without data: capture for this very size
+        return False
+    return True
+
+
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     plain = (int, float, str, bool, type(None), torch.dtype, torch.device)
     return isinstance(a, plain) and isinstance(b, plain) and type(a) is type(b) and a == b
+
+
+__all__ = ['Capture', 'Island', 'Signature', 'Variant', 'compile_graph', 'islands_of', 'sizes_of']

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from mmrazor_quant.compat import intercepted_autograd_functions
 from mmrazor_quant.registry import TASK_UTILS
 
-from .errors import CaptureError, DataDependentError, UnrecordedValueError
+from .errors import CaptureError, DataDependentError, SizeMismatchError, UnrecordedValueError
 from .untraced import UntracedCall, UntracedMethodRegistry
 from .values import DeviceValue, FloatValue, IntValue, TensorValue, node_of, plain_scalar
 
@@ -36,6 +36,7 @@ EXTRAS = 'traced_extras'
 
 _READS_DATA = {'__bool__', '__int__', '__float__', '__index__', '__complex__', '__contains__', '__array__', 'numpy'}
 _SIZE_FROM_DATA = {'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'item', 'tolist'}
+_LENGTH_FROM_SIZE = {'unbind', 'split', 'chunk', 'tensor_split', 'hsplit', 'vsplit', 'dsplit', 'unsafe_chunk'}
 _METADATA = {
     'shape',
     'size',
@@ -62,8 +63,6 @@ class CustomTracer(fx.Tracer):
         ValueError: a skipped method that does not exist.
     """
 
-    proxy_buffer_attributes = True
-
     def __init__(self, skipped_methods: Iterable[str] = ()) -> None:
         super().__init__()
         self.untraced = UntracedMethodRegistry(skipped_methods)
@@ -75,7 +74,10 @@ class CustomTracer(fx.Tracer):
         self._opaque = opaque
         self._values: dict[Node, Any] = {}
         self._tainted: set[Node] = set()
+        self._guarded: set[Node] = set()
+        self._comparisons: set[tuple] = set()
         self._known_tensors: dict[int, torch.Tensor] = {}
+        self._registered: dict[int, str] = {}
         self._evaluating = False
 
     def capture(
@@ -103,8 +105,8 @@ class CustomTracer(fx.Tracer):
             CaptureError: ``forward`` cannot be one graph; ``DataDependentError`` where it branches on tensor data.
         """
         self._start(args, kwargs, dynamic, opaque)
-        for tensor in _attribute_tensors(root):
-            self._known_tensors[id(tensor)] = tensor
+        self._known_tensors = {id(tensor): tensor for tensor in _attribute_tensors(root)}
+        self._registered = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         try:
             functions = intercepted_autograd_functions(self._autograd_function)
             with torch.no_grad(), self._untraced_methods(root), functions, _RecordingMode(self):
@@ -147,9 +149,12 @@ class CustomTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
         """Parameters and buffers become ``get_attr`` nodes, except while a node is evaluated."""
-        if self._evaluating:
+        name = self._registered.get(id(attr_val))
+        if self._evaluating or name is None:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy('get_attr', name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
         """Lowers what appears as an argument; refuses tensors that no recorded operation produced."""
@@ -160,8 +165,9 @@ class CustomTracer(fx.Tracer):
             return a.item()
         if isinstance(a, torch.Size):
             return tuple(self.create_arg(item) for item in a)
-        if isinstance(a, torch.Tensor) and not self._is_registered(a):
-            return self._constant(a)
+        if isinstance(a, torch.Tensor):
+            name = self._registered.get(id(a))
+            return self._constant(a) if name is None else self.create_node('get_attr', name, (), {})
         try:
             return super().create_arg(a)
         except NotImplementedError as error:
@@ -191,6 +197,28 @@ class CustomTracer(fx.Tracer):
         """Tells whether a node's Python value, or its shape, was computed from tensor data."""
         return node in self._tainted
 
+    def guard(self, node: Node, expected: Any) -> None:
+        """Notes that Python code went on with the example's value of a node: a check in the graph.
+
+        Raises:
+            DataDependentError: the value was computed from tensor data.
+        """
+        if node in self._tainted:
+            raise DataDependentError(f'Python code goes on with a value computed from tensor data ({node.name})')
+        if node not in self._guarded:
+            self._guarded.add(node)
+            self.create_node('call_function', check_size, (node, expected), {})
+
+    def guard_comparison(self, operation: Callable, left: Any, right: Any, answer: bool) -> None:
+        """Notes that Python code branched on a comparison of numbers."""
+        arguments = (self.create_arg(left), self.create_arg(right))
+        if any(isinstance(a, Node) and a in self._tainted for a in arguments):
+            raise DataDependentError(f'a value computed from tensor data is compared ({arguments[0]})')
+        key = (operation, *arguments)
+        if key not in self._comparisons:
+            self._comparisons.add(key)
+            self.guard(self.create_node('call_function', operation, arguments, {}), answer)
+
     def record(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Records a call of a torch function or tensor method that has traced values among its arguments."""
         name = func.__name__
@@ -219,14 +247,17 @@ class CustomTracer(fx.Tracer):
         if not tensors and _is_plain((args, kwargs)):
             node = self.create_node('call_function', func, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)))
             return self._wrap(node, value)
-        if all(id(t) in self._known_tensors or self._is_registered(t) for t in tensors):
+        if all(id(t) in self._known_tensors or id(t) in self._registered for t in tensors):
             self._known_tensors.update((id(t), t) for t in produced)
         return value
 
     def _length(self, tensor: Any) -> int:
+        length = len(self._values[tensor.node])
+        node = self.create_node('call_function', len, (tensor.node,), {})
         if self.is_tainted(tensor.node):
-            raise DataDependentError(f'the length of {_describe(tensor)} depends on tensor data')
-        return len(self._values[tensor.node])
+            self._tainted.add(node)
+        self.guard(node, length)
+        return length
 
     def _evaluate(self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         args, kwargs = self._plain(args), self._plain(kwargs)
@@ -283,6 +314,8 @@ class CustomTracer(fx.Tracer):
         if isinstance(value, torch.device):
             return DeviceValue(value, node, self)
         if isinstance(value, (tuple, list)):
+            if node.op in ('call_function', 'call_method') and _name(node) in _LENGTH_FROM_SIZE:
+                self.guard(self.create_node('call_function', len, (node,), {}), len(value))
             return _rebuild(value, [self._item(node, i, item) for i, item in enumerate(value)])
         if isinstance(value, dict):
             return {key: self._item(node, key, item) for key, item in value.items()}
@@ -299,7 +332,7 @@ class CustomTracer(fx.Tracer):
     def _depends_on_data(self, node: Node, value: Any) -> bool:
         if any(arg in self._tainted for arg in node.all_input_nodes):
             return True
-        name = node.target if isinstance(node.target, str) else getattr(node.target, '__name__', '')
+        name = _name(node)
         if node.op in ('call_function', 'call_method') and name in _SIZE_FROM_DATA:
             return True
         if node.target is operator.getitem and _indexes_by_mask(node.args[1], self._values):
@@ -319,9 +352,6 @@ class CustomTracer(fx.Tracer):
         return self.create_proxy('call_function', AutogradCall(function), args, kwargs)
 
     # -- constants and opaque calls --------------------------------------------------------------------------------
-
-    def _is_registered(self, tensor: torch.Tensor) -> bool:
-        return any(tensor is t for t in self.root.parameters()) or any(tensor is t for t in self.root.buffers())
 
     def _constant(self, tensor: torch.Tensor) -> Node:
         """Stores a tensor that does not depend on the input as a non-persistent buffer beside the module."""
@@ -369,6 +399,21 @@ class CustomTracer(fx.Tracer):
             return self.create_proxy('call_module', f'{EXTRAS}.{child}', args, kwargs)
 
         return call
+
+
+def check_size(value: Any, expected: Any) -> None:
+    """Raises SizeMismatchError unless a value has what it had when the graph was traced."""
+    if value != expected:
+        raise SizeMismatchError(f'{value} instead of {expected}')
+
+
+def has_guards(graph: fx.Graph) -> bool:
+    """Tells whether a graph holds for some input sizes only."""
+    return any(node.op == 'call_function' and node.target is check_size for node in graph.nodes)
+
+
+def _name(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, '__name__', '')
 
 
 class AutogradCall:

@@ -1,18 +1,19 @@
 """The values that flow through a forward while it is traced.
 
 Each one *is* an ordinary value (a tensor, an int, a float, a device string), taken from the example input, and
-carries the graph node that produced it. Code under trace can therefore ask ``isinstance`` or branch on a shape, and
-whatever reaches a torch function is recorded by its node instead of being burnt into the graph.
+carries the graph node that produced it. Code under trace can therefore ask ``isinstance``, and whatever reaches a
+torch function is recorded by its node instead of being burnt into the graph. Branching on a size leaves a guard in
+the graph: it holds for the inputs that branch in the same way.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node, Proxy
-
-from .errors import DataDependentError
 
 if TYPE_CHECKING:
     from .tracer import CustomTracer
@@ -35,7 +36,7 @@ class TensorValue(torch.Tensor):
 
 
 class _Scalar(Proxy):
-    """Shared behaviour of the scalar values: arithmetic is recorded, comparisons are answered from the example."""
+    """What scalar values share: arithmetic is recorded; comparisons are answered from the example, and guarded."""
 
     # The recording mode sees every call; a torch function attribute would make torch take the scalar for a tensor.
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -60,34 +61,40 @@ class _Scalar(Proxy):
         """Returns the example's value as an ordinary Python object."""
         raise NotImplementedError
 
-    def _known(self) -> Any:
-        if self.tracer.is_tainted(self.node):
-            raise DataDependentError(f'a Python value computed from tensor data ({self.node.name}) is branched on')
+    def _concrete(self) -> Any:
+        """Returns the example's value for use in Python; the graph then holds for inputs that give the same one."""
+        self.tracer.guard(self.node, self.plain())
         return self.plain()
 
+    def _compare(self, operation: Callable[[Any, Any], bool], other: Any) -> bool:
+        answer = operation(self.plain(), plain_scalar(other))
+        if isinstance(other, (int, float)):
+            self.tracer.guard_comparison(operation, self, other, bool(answer))
+        return answer
+
     def __bool__(self) -> bool:
-        return bool(self._known())
+        return bool(self._concrete())
 
     def __hash__(self) -> int:
-        return hash(self.plain())
+        return hash(self._concrete())
 
     def __eq__(self, other: object) -> bool:
-        return self._known() == plain_scalar(other)
+        return self._compare(operator.eq, other)
 
     def __ne__(self, other: object) -> bool:
-        return self._known() != plain_scalar(other)
+        return self._compare(operator.ne, other)
 
     def __lt__(self, other: Any) -> bool:
-        return self._known() < plain_scalar(other)
+        return self._compare(operator.lt, other)
 
     def __le__(self, other: Any) -> bool:
-        return self._known() <= plain_scalar(other)
+        return self._compare(operator.le, other)
 
     def __gt__(self, other: Any) -> bool:
-        return self._known() > plain_scalar(other)
+        return self._compare(operator.gt, other)
 
     def __ge__(self, other: Any) -> bool:
-        return self._known() >= plain_scalar(other)
+        return self._compare(operator.ge, other)
 
 
 class _Number(_Scalar):
@@ -110,13 +117,13 @@ class IntValue(_Number, int):
         return int.__int__(self)
 
     def __int__(self) -> int:
-        return int.__int__(self)
+        return self._concrete()
 
     def __index__(self) -> int:
-        return int.__index__(self)
+        return self._concrete()
 
     def __float__(self) -> float:
-        return int.__float__(self)
+        return float(self._concrete())
 
 
 class FloatValue(_Number, float):
@@ -134,10 +141,10 @@ class FloatValue(_Number, float):
         return float.__float__(self)
 
     def __float__(self) -> float:
-        return float.__float__(self)
+        return self._concrete()
 
     def __int__(self) -> int:
-        return float.__int__(self)
+        return int(self._concrete())
 
 
 class DeviceValue(_Scalar, str):
