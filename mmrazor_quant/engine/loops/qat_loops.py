@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dataset import DefaultSampler
@@ -318,16 +319,21 @@ class QATIterBasedLoop(_QATLoop, IterBasedTrainLoop):
         refuse_unknown('train_cfg', QATIterBasedLoop, unknown)
         unwrap_quant_model(runner, "train_cfg.type='mmrazor.QATIterBasedLoop'")
         loader = self._build_dataloader(runner, dataloader, may_persist=True)
-        super().__init__(runner, loader, max_iters, val_begin, val_interval, dynamic_intervals)
-        self._restart_batches()
+        with self._seeded_start():
+            super().__init__(runner, loader, max_iters, val_begin, val_interval, dynamic_intervals)
+        self.dataloader_iterator = _SeededBatches(self.dataloader_iterator, runner)
         schedule = QATSchedule(observe_begin, observe_end, weight_quant_begin, act_quant_begin, freeze_bn_begin)
         self._set_up(schedule, False, self.max_iters, calibrate_steps)
 
-    def _restart_batches(self) -> None:
-        """Iterate over the dataloader from its beginning, with the randomness of each batch its own."""
+    @contextmanager
+    def _seeded_start(self) -> Iterator[None]:
+        """Begin an iteration over the data: some samplers draw their seed from the global generator then."""
         with preserved_randomness():
-            # Some samplers draw their seed from the global generator when the iteration begins.
             seed_everything(EPOCH, self.runner.seed, 0)
+            yield
+
+    def _restart_batches(self) -> None:
+        with self._seeded_start():
             self.dataloader_iterator = _SeededBatches(_InfiniteDataloaderIterator(self.dataloader), self.runner)
 
     def run_iter(self, data_batch: Any) -> None:
