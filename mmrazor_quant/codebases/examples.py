@@ -57,8 +57,10 @@ def build_examples(model: nn.Module, input_shape: Sequence[int] | None = None) -
 def _with_second(model: nn.Module, shape: tuple[int, ...]) -> list[Example]:
     first = Example(shape, lambda: run_all_modes(model, shape))
     batch, channels, *size = shape
-    resized = tuple(s + 32 * (i + 1) for i, s in enumerate(size))
-    for other in ((batch + 1, channels, *resized), (batch + 1, *shape[1:])):
+    larger = tuple(s + 32 * (i + 1) for i, s in enumerate(size))
+    smaller = tuple(s - 32 * (i + 1) for i, s in enumerate(size))
+    sizes = ([smaller] if min(smaller) > 96 else []) + [larger, tuple(size)]
+    for other in ((batch + 1, channels, *size) for size in sizes):
         if _failure(model, other) is None:
             return [first, Example(other, lambda other=other: run_all_modes(model, other))]
     return [first]
