@@ -37,7 +37,6 @@ setup(
     version=read_version(),
     description='Quantization for OpenMMLab models: PTQ, QAT, mixed precision and export to inference backends',
     packages=find_packages(include=['mmrazor_quant', 'mmrazor_quant.*']),
-    include_package_data=True,
     python_requires='>=3.9',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

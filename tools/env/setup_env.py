@@ -29,8 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONSTRAINTS = REPOSITORY / 'requirements' / 'constraints.txt'
 SCRIPTS = Path(__file__).resolve().parent
 STEPS = 7
-# Installed first: the others' builds need them, and torch brings platform packages that are not pinned.
-BOOTSTRAP = ('pip', 'setuptools', 'wheel', 'ninja', 'numpy', 'torch')
+# mmcv's build needs them, and a current pip explains a failed download better than the one Python brings.
+BUILD_TOOLS = ('pip', 'setuptools', 'wheel', 'ninja', 'numpy')
 INSTALL_ADVICE = 'Check the network connection and the package index of pip, then run the same command again.'
 
 
@@ -117,7 +117,7 @@ def set_up(environment: Environment, progress: Progress) -> None:
     compiler = check_machine(environment, pins, progress)
     create(environment, progress)
     environment.stamp.unlink(missing_ok=True)
-    install_bootstrap(environment, pins, progress)
+    install_torch(environment, pins, progress)
     install_pins(environment, pins, progress)
     install_mmcv(environment, pins['mmcv'], compiler, progress)
     install_package(environment, progress)
@@ -184,12 +184,16 @@ def remove_broken(folder: Path, progress: Progress) -> None:
     shutil.rmtree(folder)
 
 
-def install_bootstrap(environment: Environment, pins: dict[str, str], progress: Progress) -> None:
-    """Step 3: installs torch with its platform packages, and the build tools."""
-    progress.step(f'installing torch {pins["torch"]} and the build tools')
-    script(environment, 'repair.py', progress, 'removing what an interrupted installation left', 'Remove .venv.')
-    packages = [f'{name}=={pins[name]}' for name in BOOTSTRAP]
-    pip_install(environment, ['--constraint', str(CONSTRAINTS), *packages], 'torch', progress)
+def install_torch(environment: Environment, pins: dict[str, str], progress: Progress) -> None:
+    """Step 3: installs the build tools and torch."""
+    progress.step(f'installing the build tools and torch {pins["torch"]}')
+    remove = f'Remove {environment.folder} and run the same command again.'
+    script(environment, 'repair.py', progress, 'repairing an interrupted installation', remove)
+    tools = [f'{name}=={pins[name]}' for name in BUILD_TOOLS]
+    pip_install(environment, ['--no-deps', *tools], 'build-tools', progress)
+    # torch is let bring packages of its own: its CUDA build needs some that its CPU build does not know.
+    torch = f'torch=={pins["torch"]}'
+    pip_install(environment, ['--constraint', str(CONSTRAINTS), torch], 'torch', progress)
 
 
 def install_pins(environment: Environment, pins: dict[str, str], progress: Progress) -> None:
@@ -198,7 +202,7 @@ def install_pins(environment: Environment, pins: dict[str, str], progress: Progr
     Dependencies are left out because the pins are complete, and because mmengine would bring the
     opencv-python that does not import on a machine without libGL.
     """
-    packages = [f'{name}=={version}' for name, version in pins.items() if name not in (*BOOTSTRAP, 'mmcv')]
+    packages = [f'{name}=={version}' for name, version in pins.items() if name not in (*BUILD_TOOLS, 'torch', 'mmcv')]
     progress.step(f'installing {len(packages)} pinned packages')
     pip_install(environment, ['--no-deps', *packages], 'pinned-packages', progress)
 
@@ -235,7 +239,9 @@ def verify(environment: Environment, progress: Progress) -> None:
 
 def pip_install(environment: Environment, arguments: list[str], name: str, progress: Progress) -> None:
     """Runs ``pip install`` in the environment."""
-    command = [str(environment.python), '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
+    # Python compiles a module when it is first imported; compiling all of them now takes a third of the time.
+    options = ['--disable-pip-version-check', '--no-compile']
+    command = [str(environment.python), '-m', 'pip', 'install', *options, *arguments]
     log = environment.logs / f'{name}.log'
     run_logged(command, log, progress, failure=f'pip install ({name})', advice=INSTALL_ADVICE)
 
