@@ -239,9 +239,7 @@ def verify(environment: Environment, progress: Progress) -> None:
 
 def pip_install(environment: Environment, arguments: list[str], name: str, progress: Progress) -> None:
     """Runs ``pip install`` in the environment."""
-    # Python compiles a module when it is first imported; compiling all of them now takes a third of the time.
-    options = ['--disable-pip-version-check', '--no-compile']
-    command = [str(environment.python), '-m', 'pip', 'install', *options, *arguments]
+    command = [str(environment.python), '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
     log = environment.logs / f'{name}.log'
     run_logged(command, log, progress, failure=f'pip install ({name})', advice=INSTALL_ADVICE)
 
