@@ -16,15 +16,19 @@ def owns(model: nn.Module) -> bool:
 
 
 def samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any]:
-    """Returns one annotation per image: a class that every head has, or its multi-label and multi-task form.
+    """Returns one annotation per image, of one of the first two classes.
 
     Args:
         model: a classifier or retriever.
         shape: shape (batch, channels, height, width) of the images.
     """
-    return [_sample(i, shape) for i in range(shape[0])]
+    classes = getattr(getattr(model, 'head', None), 'num_classes', None)
+    return [_sample(i, shape, classes) for i in range(shape[0])]
 
 
-def _sample(index: int, shape: tuple[int, ...]) -> ClsDataSample:
-    sample = ClsDataSample(metainfo=dict(img_shape=shape[2:], num_classes=2))
+def _sample(index: int, shape: tuple[int, ...], classes: int | None) -> ClsDataSample:
+    metainfo = dict(img_shape=shape[2:])
+    if isinstance(classes, int):
+        metainfo['num_classes'] = classes
+    sample = ClsDataSample(metainfo=metainfo)
     return sample.set_gt_label(torch.tensor([index % 2]))

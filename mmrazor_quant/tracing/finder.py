@@ -191,11 +191,18 @@ def _capture_and_verify(module: nn.Module, variant: Variant, call: Call, tracer:
     leaves = pytree.tree_leaves((call.args, call.kwargs))
     inputs = [leaves[i] for i in variant.signature.inputs]
     capture = variant.find(module, inputs)
-    if capture is None:
-        args, kwargs = _copied(call)
-        capture = Capture(capture_graph(tracer, module, args, kwargs, variant.signature.dynamic), {sizes_of(inputs)})
-        variant.captures.setdefault(module.training, []).append(capture)
-    _verify(module, capture, variant.signature.inputs, call)
+    if capture is not None and _difference(module, capture, variant.signature.inputs, call) is None:
+        return
+    if capture is not None:
+        # Made for other sizes, it is wrong for these without a guard to say so.
+        capture.exact, capture.sizes = True, capture.sizes - {sizes_of(inputs)}
+    args, kwargs = _copied(call)
+    graph = capture_graph(tracer, module, args, kwargs, variant.signature.dynamic)
+    capture = Capture(graph, {sizes_of(inputs)}, exact=capture is not None)
+    variant.captures.setdefault(module.training, []).append(capture)
+    difference = _difference(module, capture, variant.signature.inputs, call)
+    if difference is not None:
+        raise CaptureError(difference)
 
 
 def _share(variant: Variant) -> None:
@@ -245,7 +252,9 @@ def _copied(call: Call) -> tuple[tuple, dict[str, Any]]:
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, (call.args, call.kwargs))
 
 
-def _verify(module: nn.Module, capture: Capture, inputs: tuple[int, ...], call: Call) -> None:
+def _difference(module: nn.Module, capture: Capture, inputs: tuple[int, ...], call: Call) -> str | None:
+    """Returns how a captured forward differs from the module's own on a call, in outputs or buffers; None if not."""
+
     def eager() -> Any:
         args, kwargs = _copied(call)
         return type(module).forward(module, *args, **kwargs)
@@ -254,19 +263,25 @@ def _verify(module: nn.Module, capture: Capture, inputs: tuple[int, ...], call: 
         leaves = pytree.tree_leaves(_copied(call))
         return capture.function(module, *[leaves[i] for i in inputs])
 
-    expected = _run(module, eager)
+    expected, expected_buffers, assigned = _run(module, eager)
+    if assigned:
+        return f'its forward assigns attributes, which a graph cannot: {", ".join(assigned)}'
     try:
-        found = _run(module, captured)
+        found, buffers, _ = _run(module, captured)
     except Exception as error:  # a graph that does not run is as wrong as one that differs
-        raise CaptureError(f'the captured forward fails: {type(error).__name__}: {error}') from error
+        return f'the captured forward fails: {type(error).__name__}: {error}'
     if not equal(expected, found):
-        which = 'the example' if call.example == 0 else 'a second input size and batch size'
-        raise CaptureError(f"the captured forward differs from the module's own on {which}")
+        return "the captured forward's output differs from that of the module's own"
+    if not equal(expected_buffers, buffers):
+        return "the captured forward does not update the module's buffers as its own does"
+    return None
 
 
-def _run(module: nn.Module, function: Callable) -> Any:
-    with torch.no_grad(), preserved(module), seeded():
-        return function()
+def _run(module: nn.Module, function: Callable) -> tuple[Any, dict[str, torch.Tensor], list[str]]:
+    """Returns output and buffers after a run, and the attributes that it assigned."""
+    with torch.no_grad(), preserved(module) as state, seeded():
+        output = function()
+        return output, {name: buffer.clone() for name, buffer in module.named_buffers()}, state.assigned()
 
 
 def equal(a: Any, b: Any) -> bool:

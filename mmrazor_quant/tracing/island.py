@@ -56,11 +56,13 @@ class Capture:
 
     Args:
         graph: the graph.
-        sizes: see :func:`sizes_of`; not needed for a graph without guards, which holds for all sizes.
+        sizes: what :func:`sizes_of` says of the call that was captured, and of others that passed the guards.
+        exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows.
     """
 
     graph: fx.Graph
     sizes: set[tuple] = field(default_factory=set)
+    exact: bool = False
     function: Callable | None = None
     guarded: bool = False
 
@@ -74,10 +76,10 @@ class Capture:
 
     def holds_for(self, module: nn.Module, inputs: list[Any]) -> bool:
         """Tells whether the graph holds for the sizes of the inputs, by running it without data if need be."""
-        if not self.guarded:
+        if not (self.guarded or self.exact):
             return True
         sizes = sizes_of(inputs)
-        if sizes not in self.sizes and _passes_guards(self.function, module, inputs):
+        if not self.exact and sizes not in self.sizes and _passes_guards(self.function, module, inputs):
             self.sizes.add(sizes)
         return sizes in self.sizes
 
@@ -143,7 +145,7 @@ class Island:
         # Graphs name submodules by path and are replaced, never edited, once compiled: copies of a model share them.
         variants = []
         for variant in self.variants:
-            copies = {id(c): Capture(c.graph, set(c.sizes)) for c in variant.unique()}
+            copies = {id(c): Capture(c.graph, set(c.sizes), c.exact) for c in variant.unique()}
             captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
             variants.append(Variant(variant.signature, captures))
         return Island(self.path, variants, self.resized, self.recapture)
@@ -180,7 +182,8 @@ class Island:
             self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
             return None
         leaves = pytree.tree_leaves((args, kwargs))
-        capture = Capture(graph, {sizes_of([leaves[i] for i in signature.inputs])})
+        exact = variant is None or any(c.exact for c in variant.unique())
+        capture = Capture(graph, {sizes_of([leaves[i] for i in signature.inputs])}, exact)
         if variant is None:
             variant = Variant(signature, {})
             self.variants.append(variant)

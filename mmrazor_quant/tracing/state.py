@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,26 +13,74 @@ from torch import nn
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restores buffers, training flags and every random state when the block ends.
+def preserved(model: nn.Module) -> Iterator[ModelState]:
+    """Restores buffers, attributes of modules (training flags among them) and every random state afterwards.
 
     Args:
-        model: module whose buffers (BN statistics) and training flags are kept.
+        model: module that is run inside the block.
+
+    Yields:
+        The state that is restored.
     """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    flags = [(module, module.training) for module in model.modules()]
+    saved = ModelState(model)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            yield
+            yield saved
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        with torch.no_grad():
-            for buffer, value in buffers:
+        saved.restore()
+
+
+class ModelState:
+    """Buffers and attributes of a model's modules at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = {path: _ModuleState(module) for path, module in model.named_modules()}
+
+    def restore(self) -> None:
+        """Brings the model back to this state."""
+        for state in self._modules.values():
+            state.restore()
+
+    def assigned(self) -> list[str]:
+        """Returns the attributes, by path, that have been given another value since."""
+        return [f'{path}.{n}'.lstrip('.') for path, state in self._modules.items() for n in state.assigned()]
+
+
+class _ModuleState:
+    """What a forward may change of one module: its buffers, in place or by assignment, and its attributes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers = {n: (b, None if b is None else b.detach().clone()) for n, b in module._buffers.items()}
+        self.attributes = {n: v for n, v in vars(module).items() if n not in _CONTAINERS}
+
+    def assigned(self) -> list[str]:
+        now = {n: v for n, v in vars(self.module).items() if n not in _CONTAINERS}
+        return [n for n, v in now.items() if n not in self.attributes or not _same(self.attributes[n], v)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for name, (buffer, value) in self.buffers.items():
+            self.module._buffers[name] = buffer
+            if buffer is not None:
                 buffer.copy_(value)
-        for module, training in flags:
-            module.training = training
+        attributes = vars(self.module)
+        for name in [n for n in attributes if n not in self.attributes and n not in _CONTAINERS]:
+            del attributes[name]
+        attributes.update(self.attributes)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    plain = (int, float, str, tuple, type(None))
+    return isinstance(a, plain) and type(a) is type(b) and a == b
+
+
+_CONTAINERS = ('_parameters', '_buffers', '_modules')
 
 
 @contextmanager

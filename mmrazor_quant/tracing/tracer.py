@@ -19,7 +19,7 @@ from mmrazor_quant.registry import TASK_UTILS
 
 from .errors import CaptureError, DataDependentError, SizeMismatchError, UnrecordedValueError
 from .untraced import UntracedCall, UntracedMethodRegistry
-from .values import DeviceValue, FloatValue, IntValue, TensorValue, node_of, plain_scalar
+from .values import DeviceValue, FloatValue, IntValue, TensorValue, UnknownNumber, node_of, plain_scalar
 
 LEAF_TYPES = (
     nn.modules.conv._ConvNd,
@@ -38,17 +38,9 @@ _READS_DATA = {'__bool__', '__int__', '__float__', '__index__', '__complex__', '
 _SIZE_FROM_DATA = {'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'item', 'tolist'}
 _LENGTH_FROM_SIZE = {'unbind', 'split', 'chunk', 'tensor_split', 'hsplit', 'vsplit', 'dsplit', 'unsafe_chunk'}
 _METADATA = {
-    'shape',
-    'size',
-    'dim',
-    'ndim',
-    'device',
-    'dtype',
-    'numel',
-    'nelement',
-    'stride',
-    'element_size',
-    '__len__',
+    *('size', 'dim', 'numel', 'nelement', 'stride', 'storage_offset', 'element_size', 'get_device', 'len'),
+    *('is_floating_point', 'is_complex', 'is_signed', 'is_contiguous', 'is_same_size', 'is_pinned', 'is_inference'),
+    *('is_tensor', 'is_storage', 'result_type', 'can_cast', 'is_conj', 'is_neg', 'is_shared'),
 }
 
 
@@ -307,6 +299,8 @@ class CustomTracer(fx.Tracer):
             if node in self._tainted:
                 raise DataDependentError(f'a bool computed from tensor data ({node.name}) is used in Python')
             return value
+        if isinstance(value, (int, float)) and node in self._tainted:
+            return UnknownNumber(value, node, self)
         if isinstance(value, int):
             return IntValue(value, node, self)
         if isinstance(value, float):
@@ -316,7 +310,9 @@ class CustomTracer(fx.Tracer):
         if isinstance(value, (tuple, list)):
             if node.op in ('call_function', 'call_method') and _name(node) in _LENGTH_FROM_SIZE:
                 self.guard(self.create_node('call_function', len, (node,), {}), len(value))
-            return _rebuild(value, [self._item(node, i, item) for i, item in enumerate(value)])
+            items = [self._item(node, i, item) for i, item in enumerate(value)]
+            # torch.Size takes ints only, which a number computed from data is not.
+            return tuple(items) if node in self._tainted and isinstance(value, torch.Size) else _rebuild(value, items)
         if isinstance(value, dict):
             return {key: self._item(node, key, item) for key, item in value.items()}
         if value is None or isinstance(value, (torch.dtype, torch.layout, torch.memory_format, str)):
@@ -332,19 +328,15 @@ class CustomTracer(fx.Tracer):
     def _depends_on_data(self, node: Node, value: Any) -> bool:
         if any(arg in self._tainted for arg in node.all_input_nodes):
             return True
-        name = _name(node)
-        if node.op in ('call_function', 'call_method') and name in _SIZE_FROM_DATA:
-            return True
-        if node.target is operator.getitem and _indexes_by_mask(node.args[1], self._values):
-            return True
-        if node.target is torch.where and len(node.args) == 1:
-            return True
-        if node.op == 'placeholder' or not _is_number(value):
+        if node.op not in ('call_function', 'call_method'):
             return False
-        # A number computed from a tensor by anything but its metadata was read from the data.
-        attribute = node.args[1] if node.target is getattr else name
+        name = _name(node)
+        if name in _SIZE_FROM_DATA or _sizes_follow_data(node, value, self._values):
+            return True
+        # A number or bool computed from a tensor by anything but its metadata was read from the data.
+        metadata = node.target is getattr or name in _METADATA
         reads_tensor = any(isinstance(self._values.get(arg), torch.Tensor) for arg in node.all_input_nodes)
-        return reads_tensor and attribute not in _METADATA and not isinstance(value, bool)
+        return reads_tensor and not metadata and _is_number(value)
 
     def _autograd_function(self, function: type, apply: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._evaluating or not any(node_of(leaf) is not None for leaf in _leaves((args, kwargs))):
@@ -484,10 +476,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, complex))
 
 
-def _indexes_by_mask(index: Any, values: dict[Node, Any]) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    tensors = [values.get(part) for part in parts if isinstance(part, Node)]
-    return any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tensors)
+def _sizes_follow_data(node: Node, value: Any, values: dict[Node, Any]) -> bool:
+    """Tells whether the shape of what an operation returns depends on what its tensors hold."""
+    arguments = (*node.args[1:], *node.kwargs.values())
+    tensors = [values[n] for n in _leaves(arguments) if isinstance(n, Node) and isinstance(values.get(n), torch.Tensor)]
+    if node.target is operator.getitem:
+        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors)
+    if isinstance(node.target, AutogradCall):
+        # Operations that return indices (non-maximum suppression) return as many as they find.
+        outputs = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+        return any(not t.dtype.is_floating_point for t in outputs)
+    name = _name(node)
+    if name == 'repeat_interleave':
+        return bool(tensors)
+    if name == 'one_hot':
+        classes = node.args[1] if len(node.args) > 1 else node.kwargs.get('num_classes', -1)
+        return classes == -1
+    return name == 'where' and not arguments
 
 
 def _is_plain(value: Any) -> bool:

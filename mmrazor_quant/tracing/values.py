@@ -68,7 +68,7 @@ class _Scalar(Proxy):
 
     def _compare(self, operation: Callable[[Any, Any], bool], other: Any) -> bool:
         answer = operation(self.plain(), plain_scalar(other))
-        if isinstance(other, (int, float)):
+        if isinstance(other, (int, float, _Number)):
             self.tracer.guard_comparison(operation, self, other, bool(answer))
         return answer
 
@@ -145,6 +145,25 @@ class FloatValue(_Number, float):
 
     def __int__(self) -> int:
         return int(self._concrete())
+
+
+class UnknownNumber(_Number):
+    """A number computed from tensor data: arithmetic is recorded, whatever needs its value is refused."""
+
+    def __init__(self, value: float, node: Node, tracer: CustomTracer) -> None:
+        self._value = value
+        self._init_node(node, tracer)
+
+    def plain(self) -> float:
+        return self._value
+
+    def __index__(self) -> int:
+        return self._concrete()
+
+    __int__ = __float__ = __index__
+
+    def __format__(self, spec: str) -> str:
+        return format(self._concrete(), spec)
 
 
 class DeviceValue(_Scalar, str):
