@@ -140,7 +140,12 @@ def run_logged(
             stop_group(process)
             raise
     if process.returncode != 0:
-        raise SetupError(failure, advice_from_log(log) or advice, log)
+        raise SetupError(f'{failure} ({describe_status(process.returncode)})', advice_from_log(log) or advice, log)
+
+
+def describe_status(returncode: int) -> str:
+    """Says how a command ended: nothing in its log tells that it was killed."""
+    return f'exit status {returncode}' if returncode >= 0 else f'killed by {signal.Signals(-returncode).name}'
 
 
 def wait_with_heartbeat(process: subprocess.Popen[bytes], beat: Callable[[], None]) -> None:
