@@ -1,0 +1,17 @@
+# A short fine-tuning from a float checkpoint, as variables: mmengine allows a name in one base only, and the stock
+# configs have schedules of their own. The learning rate is that of a total batch of 256 images.
+qat_loop = dict(
+    type='mmrazor.QATEpochBasedLoop',
+    max_epochs=10,
+    val_interval=1,
+    calibrate_steps=16,
+    # Weights settle, then ranges and batch-norm statistics stay as they are.
+    observe_end=8,
+    freeze_bn_begin=8,
+)
+qat_optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.001, momentum=0.9, weight_decay=1e-4),
+)
+# A list replaces whatever the stock config has.
+qat_param_scheduler = [dict(type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True)]

@@ -1,0 +1,15 @@
+# EfficientNet-B0: 8-bit weights and activations, quantized after training.
+_base_ = [
+    'mmcls::efficientnet/efficientnet-b0_8xb32_in1k.py',
+    '../_base_/qconfigs/w8a8_minmax.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
+    'efficientnet/efficientnet-b0_3rdparty_8xb32_in1k_20220119-a7e2a0b1.pth',
+)
+test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)

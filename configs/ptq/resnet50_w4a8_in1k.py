@@ -1,0 +1,15 @@
+# ResNet-50: 4-bit weights, 8-bit activations, quantized after training.
+_base_ = [
+    'mmcls::resnet/resnet50_8xb32_in1k.py',
+    '../_base_/qconfigs/w4a8_mse.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
+    'resnet/resnet50_8xb32_in1k_20210831-ea4938fc.pth',
+)
+test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)

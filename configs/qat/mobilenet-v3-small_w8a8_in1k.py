@@ -1,0 +1,19 @@
+# MobileNetV3-small: 8-bit weights and activations, trained quantization-aware.
+_base_ = [
+    'mmcls::mobilenet_v3/mobilenet-v3-small_8xb128_in1k.py',
+    '../_base_/qconfigs/w8a8_ema.py',
+    '../_base_/schedules/qat_10e.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
+    'mobilenet_v3/mobilenet-v3-small_8xb128_in1k_20221114-bd1bfcde.pth',
+)
+train_cfg = dict(_delete_=True, **_base_.qat_loop)
+optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
+param_scheduler = _base_.qat_param_scheduler
+auto_scale_lr = dict(base_batch_size=256)
