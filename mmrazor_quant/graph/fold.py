@@ -8,7 +8,10 @@ from collections import defaultdict
 from torch import fx, nn
 from torch.fx import Node
 
-from .layers import BATCH_NORM_TYPES, LAYER_TYPES
+from .layers import BATCH_NORM_TYPES, LAYER_TYPES, is_linear_in_weight
+
+_NORM_FORWARDS = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward)
+"""A batch norm with a forward of its own may compute anything."""
 
 
 def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
@@ -16,7 +19,7 @@ def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
 
     A pair qualifies where each call of the layer is followed by that batch norm and by nothing else, and the batch
     norm follows nothing else. A layer shared by several batch norms is left as it is: it has one weight, which no
-    single norm can be folded into.
+    single norm can be folded into; so is one whose weight is also read elsewhere.
 
     Args:
         graphs: captured graphs of one island.
@@ -30,11 +33,15 @@ def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
                 followers[node.target].add(_follower(node, root))
             elif _is(node, root, BATCH_NORM_TYPES):
                 leaders[node.target].add(_leader(node, root))
+    read = {node.target for graph in graphs for node in graph.nodes if node.op == 'get_attr'}
     pairs = {layer: next(iter(norms)) for layer, norms in followers.items() if len(norms) == 1}
     return {
         layer: norm
         for layer, norm in pairs.items()
-        if norm is not None and leaders[norm] == {layer} and _foldable(root, layer, norm)
+        if norm is not None
+        and leaders[norm] == {layer}
+        and f'{layer}.weight' not in read
+        and _foldable(root, layer, norm)
     }
 
 
@@ -61,8 +68,16 @@ def _is(node: Node, root: nn.Module, types: tuple[type, ...]) -> bool:
 
 
 def _follower(node: Node, root: nn.Module) -> str | None:
+    """Returns the path of the batch norm that is the only one to read a layer's output, channel by channel."""
     users = list(node.users)
-    return users[0].target if len(users) == 1 and _is(users[0], root, BATCH_NORM_TYPES) else None
+    if len(users) != 1 or not _is(users[0], root, BATCH_NORM_TYPES) or not _over_channels(node, root):
+        return None
+    return users[0].target
+
+
+def _over_channels(node: Node, root: nn.Module) -> bool:
+    """Tells whether dimension 1, over which batch norms go, is the layer's output channels."""
+    return not isinstance(root.get_submodule(node.target), nn.Linear) or len(node.meta['shape']) == 2
 
 
 def _leader(node: Node, root: nn.Module) -> str | None:
@@ -73,4 +88,5 @@ def _leader(node: Node, root: nn.Module) -> str | None:
 def _foldable(root: nn.Module, layer_path: str, norm_path: str) -> bool:
     layer, norm = root.get_submodule(layer_path), root.get_submodule(norm_path)
     grouped_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1
-    return norm.track_running_stats and not grouped_transposed and layer.weight is not None
+    plain_norm = norm.track_running_stats and type(norm).forward in _NORM_FORWARDS
+    return plain_norm and not grouped_transposed and is_linear_in_weight(layer)

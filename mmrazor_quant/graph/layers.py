@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +20,17 @@ _CONV_TRANSPOSE = {
     nn.ConvTranspose3d: F.conv_transpose3d,
 }
 
+_PLAIN_FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_CONV_TRANSPOSE))
+
 
 def channel_axis(layer: nn.Module) -> int:
     """Returns the axis of a layer's weight that runs over output channels."""
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
-def call_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *args: object) -> Tensor:
+def call_layer(
+    layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *args: object, **kwargs: object
+) -> Tensor:
     """Runs a layer with another weight and bias.
 
     Args:
@@ -32,6 +39,7 @@ def call_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None,
         weight: tensor of the shape of ``layer.weight``.
         bias: tensor of shape (out_channels,) or None.
         *args: further arguments of the layer's forward (``output_size`` of a transposed convolution).
+        **kwargs: the same by name.
     """
     forward = type(layer).forward
     if forward is nn.Linear.forward:
@@ -39,18 +47,20 @@ def call_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None,
     if forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
         return layer._conv_forward(x, weight, bias)
     transposed = _CONV_TRANSPOSE.get(type(layer))
-    if transposed is not None and not args:
+    if transposed is not None and not args and not kwargs:
         return transposed(
             x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
-    return _call_subclass(layer, x, weight, bias, *args)
+    return _call_subclass(layer, weight, bias, (x, *args), kwargs)
 
 
-def _call_subclass(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *args: object) -> Tensor:
+def _call_subclass(
+    layer: nn.Module, weight: Tensor, bias: Tensor | None, args: tuple, kwargs: dict[str, object]
+) -> Tensor:
     """Runs a forward that is not torch's own, which reads ``self.weight`` and ``self.bias`` itself."""
     late_bias = bias is not None and layer.bias is None
     overrides = {'weight': weight} if layer.bias is None else {'weight': weight, 'bias': _no_bias(layer, bias)}
-    out = torch.func.functional_call(layer, overrides, (x, *args))
+    out = torch.func.functional_call(layer, overrides, args, kwargs)
     if not late_bias:
         return out
     return out + bias if isinstance(layer, nn.Linear) else out + bias.reshape(-1, *[1] * (out.dim() - 2))
@@ -60,14 +70,51 @@ def _no_bias(layer: nn.Module, bias: Tensor | None) -> Tensor:
     return torch.zeros_like(layer.bias) if bias is None else bias
 
 
-def quantized_layer(layer: nn.Module, x: Tensor, *args: object) -> Tensor:
+def is_linear_in_weight(layer: nn.Module) -> bool:
+    """Tells whether scaling weight and bias of a layer scales its output, and a bias is added to the output.
+
+    True of torch's own layers; a subclass with a forward of its own (weight standardization, adaptive padding, ...) is
+    tried on a small input.
+
+    Args:
+        layer: convolution (transposed or not) or linear layer.
+    """
+    if type(layer).forward in _PLAIN_FORWARDS:
+        return True
+    layer = copy.deepcopy(layer)
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    factor = torch.linspace(0.5, 2.0, channels, dtype=layer.weight.dtype, device=layer.weight.device)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(factor))
+    try:
+        with torch.no_grad():
+            x = _small_input(layer)
+            expected = layer(x).movedim(1, -1) * factor + factor
+            scaled = call_layer(layer, x, layer.weight * per_channel(factor, layer), (layer.bias + 1) * factor)
+    except Exception:  # whatever the subclass asks of its input: it is not folded
+        return False
+    return torch.allclose(scaled.movedim(1, -1), expected, rtol=1e-3, atol=1e-4)
+
+
+def _small_input(layer: nn.Module) -> Tensor:
+    like = dict(dtype=layer.weight.dtype, device=layer.weight.device)
+    if isinstance(layer, nn.Linear):
+        return torch.linspace(-1, 1, 2 * layer.in_features, **like).reshape(2, -1)
+    sizes = [d * (k - 1) + s + 1 for k, s, d in zip(layer.kernel_size, layer.stride, layer.dilation)]
+    shape = (1, layer.in_channels, *sizes)
+    return torch.linspace(-1, 1, math.prod(shape), **like).reshape(shape)
+
+
+def quantized_layer(layer: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     """Runs a layer with its weight fake-quantized.
 
     Args:
         layer: layer with a child ``weight_fake_quant``.
         x: activations.
+        *args: further arguments of the layer's forward.
+        **kwargs: the same by name.
     """
-    return call_layer(layer, x, layer.weight_fake_quant(layer.weight), layer.bias, *args)
+    return call_layer(layer, x, layer.weight_fake_quant(layer.weight), layer.bias, *args, **kwargs)
 
 
 def batch_norm_factor(norm: nn.Module) -> Tensor:
@@ -95,7 +142,7 @@ def per_channel(values: Tensor, layer: nn.Module) -> Tensor:
     return values.reshape(shape)
 
 
-def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     """Runs a layer and the batch norm behind it, with the folded weight fake-quantized.
 
     With running statistics (evaluation, frozen) this is the folded layer. While the batch norm learns from the
@@ -106,16 +153,25 @@ def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor) -> Tensor
         layer: layer with a child ``weight_fake_quant``.
         norm: batch norm that is the only consumer of the layer.
         x: activations.
+        *args: further arguments of the layer's forward.
+        **kwargs: the same by name.
     """
     quantizer = layer.weight_fake_quant
     if is_idle(quantizer):
-        return norm(call_layer(layer, x, layer.weight, layer.bias))
-    if not (norm.training or norm.running_var is None):
-        return call_layer(layer, x, quantizer(folded_weight(layer, norm)), folded_bias(layer, norm))
-    factor = batch_norm_factor(norm).detach()
-    factor = per_channel(torch.where(factor == 0, torch.ones_like(factor), factor), layer)
-    weight = quantizer(layer.weight * factor) / factor
-    return norm(call_layer(layer, x, weight, layer.bias))
+        return norm(call_layer(layer, x, layer.weight, layer.bias, *args, **kwargs))
+    if not norm.training:
+        weight, bias = quantizer(folded_weight(layer, norm)), folded_bias(layer, norm)
+        return call_layer(layer, x, weight, bias, *args, **kwargs)
+    return norm(call_layer(layer, x, _unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
+
+
+def _unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
+    """Returns the layer's weight, folded, quantized, and divided by what folding multiplied it with."""
+    factor = per_channel(batch_norm_factor(norm).detach(), layer)
+    # A channel that the batch norm multiplies by zero cannot be unfolded; it stays float, for gamma to learn from.
+    unused = factor == 0
+    quantized = layer.weight_fake_quant(layer.weight * factor) / torch.where(unused, 1.0, factor)
+    return torch.where(unused, layer.weight, quantized)
 
 
 def is_idle(quantizer: nn.Module) -> bool:
