@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.fx import Node
 
 from .layers import WEIGHT_QUANTIZER, channel_axis, quantized_layer, quantized_layer_norm
+from .memory import Memory
 from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, find_sites
 
 
@@ -52,11 +53,28 @@ class Inserted:
             self.activations.append(path)
 
 
+@dataclass
+class Plan:
+    """What was decided for an island when it was prepared; graphs captured later follow it.
+
+    Args:
+        folded: the pairs of layer path and path of the batch norm folded into it.
+        seen: paths that the activation quantizers of all sites have or would have.
+        shared: of these, the ones that are not there because the site shares another, and that one's path.
+    """
+
+    folded: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    shared: dict[str, str] = field(default_factory=dict)
+
+
 MakeQuantizer = Callable[[Site, str, int, int], 'nn.Module | None']
 """``make(site, 'w' or 'a', channels, axis)``: a fake quantizer, or None where the configuration says float."""
 
 
-def insert(graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted) -> fx.Graph:
+def insert(
+    graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted, plan: Plan
+) -> fx.Graph:
     """Inserts quantizers into a graph, in place, attaching to ``root`` those that do not exist yet.
 
     Each activation quantizer is a child of the layer (or of the module in whose forward the function is called)
@@ -67,12 +85,13 @@ def insert(graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, i
         root: the island's module.
         prefix: path of the island in the model.
         make: makes the quantizer of a site.
-        inserted: record that is added to.
+        inserted: record of the model's quantizers that is added to.
+        plan: record of this island's decisions that is followed and added to.
 
     Returns:
         The graph.
     """
-    pass_ = _Insertion(graph, root, prefix, make, inserted)
+    pass_ = _Insertion(graph, root, prefix, make, inserted, plan)
     for site in find_sites(graph, root):
         pass_.quantize(site)
     graph.lint()
@@ -80,9 +99,16 @@ def insert(graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, i
 
 
 class _Insertion:
-    def __init__(self, graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted) -> None:
-        self.graph, self.root, self.prefix, self.make, self.inserted = graph, root, prefix, make, inserted
-        self.shared: dict[tuple[Node, str], Node] = {}
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, prefix: str, make: MakeQuantizer, inserted: Inserted, plan: Plan
+    ) -> None:
+        self.graph, self.root, self.prefix, self.make = graph, root, prefix, make
+        self.inserted, self.plan = inserted, plan
+        self.memory = Memory(graph, root)
+        # Of every tensor and configuration, the site that was quantized last and its quantizer's path and node.
+        self.shared: dict[tuple[Node, str], tuple[Node, str, Node]] = {}
+        # Layers are replaced on the way; the sites name the nodes that there were.
+        self.replaced: dict[Node, Node] = {}
 
     def quantize(self, site: Site) -> None:
         for position, source in enumerate(site.activations):
@@ -93,22 +119,47 @@ class _Insertion:
             self._functional_weight(site)
 
     def _activation(self, site: Site, position: int, source: Node) -> None:
-        path = site.quantizer_path(position)
-        quantizer = _existing(self.root, path)
-        if quantizer is None:
-            quantizer = self.make(site, 'a', 1, -1)
+        own = site.quantizer_path(position)
+        self.plan.seen.add(own)
+        path, quantizer = self._quantizer_of(site, own)
         if quantizer is None:
             return
         key = (source, repr_config(quantizer))
-        node = self.shared.get(key) if not _modified_in_place(source, self.root) else None
+        current = self.replaced.get(source, source)
+        node = self._shared(key, site, own)
         if node is None:
-            attach(self.root, path, quantizer)
-            self.inserted.add_activation(self._full(path))
-            with self.graph.inserting_before(site.node):
-                node = self.graph.call_module(path, (source,))
-            node.meta = dict(source.meta)
-            self.shared[key] = node
-        site.node.replace_input_with(source, node)
+            node = self._new_activation(site, path, quantizer, current)
+            self.shared[key] = (site.node, path, node)
+        site.node.replace_input_with(current, node)
+
+    def _quantizer_of(self, site: Site, own: str) -> tuple[str | None, nn.Module | None]:
+        """Returns the quantizer of a site with its path: its own, a new one, or the one it shared when prepared."""
+        quantizer = _existing(self.root, own)
+        if quantizer is None:
+            quantizer = self.make(site, 'a', 1, -1)
+        if quantizer is not None:
+            return own, quantizer
+        path = self.plan.shared.get(own)
+        return path, _existing(self.root, path)
+
+    def _shared(self, key: tuple[Node, str], site: Site, own: str) -> Node | None:
+        """Returns the quantized tensor that an earlier site made, unless it was written to since."""
+        if key not in self.shared:
+            return None
+        first, path, node = self.shared[key]
+        if self.memory.is_written_between(key[0], first, site.node):
+            return None
+        if path != own and _existing(self.root, own) is None:
+            self.plan.shared[own] = path
+        return node
+
+    def _new_activation(self, site: Site, path: str, quantizer: nn.Module, source: Node) -> Node:
+        attach(self.root, path, quantizer)
+        self.inserted.add_activation(self._full(path))
+        with self.graph.inserting_before(site.node):
+            node = self.graph.call_module(path, (source,))
+        node.meta = dict(source.meta)
+        return node
 
     def _layer_weight(self, site: Site) -> None:
         path = f'{site.owner}.{WEIGHT_QUANTIZER}'.lstrip('.')
@@ -133,6 +184,7 @@ class _Insertion:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
+        self.replaced[node] = new
 
     def _restore_norm(self, site: Site) -> None:
         """A layer that stays float keeps its batch norm as an operation of its own."""
@@ -144,12 +196,13 @@ class _Insertion:
         node.meta = dict(site.node.meta)
         site.node.replace_all_uses_with(node)
         node.args = (site.node,)
+        self.replaced[site.node] = node
 
     def _functional_weight(self, site: Site) -> None:
         weight, axis = site.weight, FUNCTIONAL_LAYERS[site.node.target]
         channels = weight.meta['shape'][axis]
         parameter = weight.op == 'get_attr'
-        path = f'{weight.target}_fake_quant' if parameter else site.quantizer_path(0).replace('input', 'weight')
+        path = f'{weight.target}_fake_quant' if parameter else site.weight_quantizer_path()
         if not self._has_weight_quantizer(site, path, channels, axis):
             return
         if parameter:
@@ -157,6 +210,7 @@ class _Insertion:
             self.inserted.add_weight(WeightSite(self._full(path), self._full(weight.target), self._full(owner)))
         else:
             self.inserted.add_activation(self._full(path))
+        weight = self.replaced.get(weight, weight)
         with self.graph.inserting_before(site.node):
             node = self.graph.call_module(path, (weight,))
         node.meta = dict(weight.meta)
@@ -187,22 +241,10 @@ def repr_config(quantizer: nn.Module) -> str:
     return repr(getattr(quantizer, 'config', type(quantizer)))
 
 
-def _existing(root: nn.Module, path: str) -> nn.Module | None:
+def _existing(root: nn.Module, path: str | None) -> nn.Module | None:
+    if path is None:
+        return None
     try:
         return root.get_submodule(path)
     except AttributeError:
         return None
-
-
-def _modified_in_place(source: Node, root: nn.Module) -> bool:
-    """Tells whether a tensor is written to by one of its users, so that a quantized copy of it would go stale."""
-    return any(_writes(user, source, root) for user in source.users)
-
-
-def _writes(user: Node, source: Node, root: nn.Module) -> bool:
-    if user.op == 'call_module':
-        return bool(getattr(root.get_submodule(user.target), 'inplace', False))
-    if user.kwargs.get('inplace', False):
-        return True
-    in_place_method = user.op == 'call_method' and user.target.endswith('_') and not user.target.endswith('__')
-    return in_place_method and user.args[0] is source

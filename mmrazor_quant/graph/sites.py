@@ -58,7 +58,13 @@ class Site:
 
     def quantizer_path(self, position: int) -> str:
         """Returns the path of the activation quantizer of an input, below the island."""
-        stem = 'input' if self.kind in (LAYER, FUNCTIONAL) else f'{self.kind}_input{position}'
+        return self._path('input' if self.kind in (LAYER, FUNCTIONAL) else f'{self.kind}_input{position}')
+
+    def weight_quantizer_path(self) -> str:
+        """Returns the path of the quantizer of a weight that is computed, below the island."""
+        return self._path('weight')
+
+    def _path(self, stem: str) -> str:
         suffix = f'_{self.ordinal}' if self.ordinal else ''
         return f'{self.owner}.{stem}{suffix}_fake_quant'.lstrip('.')
 
@@ -74,8 +80,10 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> list[Site]:
     sites = []
     for node in graph.nodes:
         for kind, owner, activations, weight in _match(node, root):
-            ordinal = counts.get((owner, kind), 0)
-            counts[owner, kind] = ordinal + 1
+            # A module and a function may use the same weight: together they number its call sites.
+            stem = LAYER if kind == FUNCTIONAL else kind
+            ordinal = counts.get((owner, stem), 0)
+            counts[owner, stem] = ordinal + 1
             sites.append(Site(node, kind, owner, ordinal, activations, weight))
     return sites
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -13,11 +14,11 @@ from torch import fx, nn
 from mmrazor_quant.backends import BACKENDS
 from mmrazor_quant.codebases import Example
 from mmrazor_quant.fake_quants.build import build_fake_quant
-from mmrazor_quant.graph.convert import convert_graph, convert_weights
+from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert_weights
 from mmrazor_quant.graph.decompose import decompose_attention
 from mmrazor_quant.graph.fold import find_foldable, fold
-from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, insert
-from mmrazor_quant.graph.sites import Site
+from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, Plan, insert
+from mmrazor_quant.graph.sites import Site, find_sites
 from mmrazor_quant.registry import MODELS, TASK_UTILS
 from mmrazor_quant.tracing.finder import Findings, capture_graph, find_islands
 from mmrazor_quant.tracing.island import Island, islands_of
@@ -87,10 +88,14 @@ class CustomQuantizer:
         inserted = Inserted()
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
-            pairs = self.fuse(island, module)
-            make = self._maker(model, path, findings.called)
-            island.map_graphs(lambda g, m=module, p=path, make=make: insert(copy.deepcopy(g), m, p, make, inserted))
-            island.recapture = functools.partial(self._recapture, pairs)
+            plan = Plan(self.fuse(island, module))
+            island.map_graphs(
+                functools.partial(
+                    _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),
+                    inserted=inserted, plan=plan,
+                )
+            )  # fmt: skip
+            island.recapture = functools.partial(self._recapture, plan)
             island.install(module)
         self.qconfig.check_matched(findings.called)
         return findings, inserted
@@ -107,12 +112,20 @@ class CustomQuantizer:
         return pairs
 
     def _recapture(
-        self, pairs: dict[str, str], module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
+        self, plan: Plan, module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
     ) -> fx.Graph:
         """Makes the graph for a call of a new kind or size, with the quantizers that there are."""
         graph = capture_graph(self.tracer, module, args, kwargs, dynamic)
-        graph = fold(decompose_attention(graph), module, pairs)
-        return insert(graph, module, '', lambda *_: None, Inserted())
+        graph = fold(decompose_attention(graph), module, plan.folded)
+        unseen = {s.owner for s in find_sites(graph, module) if s.kind in self.kinds} - {
+            path.rpartition('.')[0] for path in plan.seen
+        }
+        if unseen:
+            warnings.warn(
+                f'the example inputs did not reach {", ".join(sorted(unseen))}; quantization leaves it in float',
+                stacklevel=2,
+            )
+        return insert(graph, module, '', lambda *_: None, Inserted(), plan)
 
     def convert(self, model: nn.Module) -> nn.Module:
         """Returns a copy of a prepared model with batch norms and quantized weights baked in.
@@ -126,13 +139,17 @@ class CustomQuantizer:
         for module in islands_of(model).values():
             island = Island.of(module)
             graphs = list(island.graphs())
-            island.map_graphs(lambda graph, module=module: convert_graph(graph, module))
-            convert_weights(graphs, module)
-            island.recapture = functools.partial(self._recapture_converted, {})
+            baked = baked_parameters(graphs, module)
+            island.map_graphs(functools.partial(convert_graph, root=module, baked=baked))
+            convert_weights(graphs, module, baked)
+            island.recapture = functools.partial(self._recapture_converted, island.recapture, baked)
         return model
 
-    def _recapture_converted(self, pairs: dict[str, str], module: nn.Module, *call: Any) -> fx.Graph:
-        return convert_graph(self._recapture(pairs, module, *call), module)
+    @staticmethod
+    def _recapture_converted(
+        recapture: Callable[..., fx.Graph], baked: dict[str, str], module: nn.Module, *call: Any
+    ) -> fx.Graph:
+        return convert_graph(recapture(module, *call), module, baked)
 
     def _maker(self, model: nn.Module, prefix: str, layers: list[str]) -> MakeQuantizer:
         def make(site: Site, kind: str, channels: int, axis: int) -> nn.Module | None:
@@ -153,6 +170,10 @@ class CustomQuantizer:
             return quantizer if parameter is None else quantizer.to(parameter.device)
 
         return make
+
+
+def _insert(graph: fx.Graph, **kwargs: Any) -> fx.Graph:
+    return insert(copy.deepcopy(graph), **kwargs)
 
 
 def _orders(path: str, layers: list[str]) -> frozenset[str]:
