@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import time
@@ -12,7 +13,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner, save_checkpoint
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from mmrazor_quant.engine.quant_model import QuantModel
@@ -213,4 +214,7 @@ def save_quantized_checkpoint(runner: Runner, model: QuantModel, path: str, data
     if dataset_meta is not None:
         meta['dataset_meta'] = dataset_meta
     checkpoint = {'meta': meta, 'state_dict': weights_to_cpu(model.state_dict())}
-    save_checkpoint(checkpoint, path, backend_args={'backend': ATOMIC_BACKEND})
+    # Not by mmengine's save_checkpoint, which warns at each call of a class of its own.
+    with io.BytesIO() as buffer:
+        torch.save(checkpoint, buffer)
+        AtomicLocalBackend().put(buffer.getvalue(), path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.hooks import Hook
-from toy import dataloader
+from toy import act_scales, dataloader, quant_state
 
 from mmrazor_quant.engine.checkpoint import ATOMIC_BACKEND
 
@@ -26,13 +26,13 @@ class States(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         model = runner.model
-        self.train.append(model.quant_state())
-        self.frozen.append(not model.architecture.bn.training)
+        self.train.append(quant_state(model))
+        self.frozen.append(not model.architecture.backbone.bn.training)
         self.calibrated.append(model.is_calibrated)
-        self.scales.append(model.acts[0].scale.item())
+        self.scales.append(act_scales(model)[0].item())
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.val.append(runner.model.quant_state())
+        self.val.append(quant_state(runner.model))
 
 
 def train(make_runner, **changes) -> tuple[object, States]:
@@ -56,8 +56,8 @@ def test_default_trains_quantized_and_validates_without_observing(make_runner, b
     assert states.train == [QAT] * 8
     assert set(states.val) == {QUANTIZED}
     assert runner.model.is_calibrated
-    assert runner.model.quant_state() == QUANTIZED
-    assert (runner.model.acts[0].scale != 1).all()
+    assert quant_state(runner.model) == QUANTIZED
+    assert (act_scales(runner.model) != 1).all()
 
 
 def test_schedule_in_epochs(make_runner):
@@ -91,7 +91,7 @@ def test_schedule_in_iterations(make_runner):
 
 def test_frozen_batch_norm_keeps_its_statistics(make_runner):
     runner, _ = train(make_runner, train_cfg__freeze_bn_begin=0)
-    assert torch.equal(runner.model.architecture.bn.running_mean, torch.zeros(8))
+    assert torch.equal(runner.model.architecture.backbone.bn.running_mean, torch.zeros(8))
 
 
 @pytest.mark.parametrize('by_iter', [False, True])
@@ -117,15 +117,16 @@ def test_calibration_does_not_change_the_data_of_training(make_runner, tmp_path)
 
 
 def test_starts_from_a_quantized_checkpoint(make_runner, tmp_path, log):
-    make_runner().test()
-    quantized = torch.load(tmp_path / 'quantized.pth', weights_only=True)['state_dict']
+    calibrated = make_runner()
+    calibrated.test()
+    expected = act_scales(calibrated.model)
     runner, states = make_runner(load_from=str(tmp_path / 'quantized.pth'), train_cfg__calibrate_steps=2,
                                  train_cfg__observe_end=0, optim_wrapper__optimizer__lr=0.0), States()  # fmt: skip
     lines = log(runner)
     runner.register_hook(states)
     runner.train()
     assert any('calibrated already' in line for line in lines)
-    assert torch.equal(runner.model.acts[1].scale, quantized['acts.1.scale'])
+    assert torch.equal(act_scales(runner.model), expected)
 
 
 @pytest.mark.parametrize('fields', [
@@ -168,8 +169,8 @@ def test_plain_test_loop_after_training(make_runner, tmp_path):
     runner, _ = train(make_runner, test_cfg={})
     batches, before = [], {k: v.clone() for k, v in runner.model.state_dict().items()}
     test_step = runner.model.test_step
-    runner.model.test_step = lambda data: batches.append(runner.model.quant_state()) or test_step(data)
-    assert set(runner.test()) == {'accuracy'}
+    runner.model.test_step = lambda data: batches.append(quant_state(runner.model)) or test_step(data)
+    assert set(runner.test()) == {'toy/accuracy'}
     assert set(batches) == {QUANTIZED}
     for name, value in runner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -183,7 +184,7 @@ def test_plain_test_loop_needs_a_calibrated_model(make_runner):
 
 def test_checkpoint_of_the_middle_is_evaluated_only(make_runner, tmp_path):
     train(make_runner)
-    assert set(make_runner(load_from=str(tmp_path / 'epoch_1.pth')).test()) == {'accuracy'}
+    assert set(make_runner(load_from=str(tmp_path / 'epoch_1.pth')).test()) == {'toy/accuracy'}
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
@@ -193,7 +194,7 @@ def test_ema_hook(make_runner, update_buffers):
     assert states.train == [QAT] * 8
     assert set(states.val) == {QUANTIZED}
     ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
-    assert not torch.equal(ema.architecture.fc.weight, runner.model.architecture.fc.weight)
+    assert not torch.equal(ema.architecture.head.weight, runner.model.architecture.head.weight)
     assert ema.is_calibrated
 
 
@@ -231,7 +232,8 @@ def test_averaged_model_has_the_quantization_buffers_of_the_model(make_runner, t
     name = 'iter_8.pth' if by_iter else 'epoch_2.pth'
     saved = torch.load(tmp_path / name, weights_only=True)['state_dict']
     state = runner.model.state_dict()
-    assert saved['calibrated'].item() == 1
-    for key in (key for key in state if key.startswith('acts.') and 'enabled' not in key):
-        assert torch.equal(saved[key], state[key]), key
-    assert not torch.equal(saved['architecture.bn.running_mean'], state['architecture.bn.running_mean'])
+    assert saved['quant_calibrated'].item() == 1
+    for path, quantizer in runner.model.act_quantizers():
+        for name, value in quantizer.named_buffers():
+            assert name.endswith('enabled') or torch.equal(saved[f'{path}.{name}'], value), (path, name)
+    assert not torch.equal(saved['backbone.bn.running_mean'], state['backbone.bn.running_mean'])

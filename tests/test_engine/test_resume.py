@@ -24,7 +24,7 @@ EPOCHS = {
     'train_cfg': {'type': 'mmrazor.QATEpochBasedLoop', 'max_epochs': 4, 'calibrate_steps': 2, 'act_quant_begin': 1,
                   'freeze_bn_begin': 3},
     'custom_hooks': [{'type': 'EMAHook', 'momentum': 0.1, 'update_buffers': True}],
-    'default_hooks': keep(1, interval=1, save_best='accuracy', rule='less'),
+    'default_hooks': keep(1, interval=1, save_best='toy/accuracy', rule='less'),
 }  # fmt: skip
 ITERATIONS = {
     'train_cfg': {'type': 'mmrazor.QATIterBasedLoop', 'max_iters': 14, 'val_interval': 5, 'observe_end': 9,
@@ -119,7 +119,7 @@ def test_resumed_run_ends_in_the_same_bits(runs, name, index):
     momenta = zip(expected['optimizer']['state'].items(), actual['optimizer']['state'].values())
     for key, (one, other) in ((key, (one, other)) for (key, one), other in momenta):
         assert torch.equal(one['momentum_buffer'], other['momentum_buffer']), key
-    assert expected['state_dict']['calibrated'].item() == 1
+    assert expected['state_dict']['quant_calibrated'].item() == 1
 
 
 def test_runs_depend_on_their_seed(runs):
@@ -128,6 +128,6 @@ def test_runs_depend_on_their_seed(runs):
     one = torch.load(folder / 'epochs' / 'epoch_4.pth', weights_only=True)
     other = torch.load(folder / 'epochs_without_seed' / 'epoch_4.pth', weights_only=True)
     workers = torch.load(folder / 'epochs_workers' / 'epoch_4.pth', weights_only=True)
-    weights = [each['state_dict']['architecture.conv.weight'] for each in (one, other, workers)]
+    weights = [each['state_dict']['backbone.conv.weight'] for each in (one, other, workers)]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

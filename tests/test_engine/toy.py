@@ -10,12 +10,12 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmrazor_quant.fake_quants import FakeQuantize
-from mmrazor_quant.observers import MinMaxObserver
+from mmrazor_quant.algorithms import GeneralQuant
 
 CLASSES = 4
 
@@ -55,128 +55,78 @@ class ToyNoise:
 
 @TRANSFORMS.register_module(force=True)
 class ToyPack:
-    """What a data preprocessor takes."""
+    """What a model takes."""
 
     def __call__(self, results: dict) -> dict:
-        return {
-            'inputs': torch.from_numpy(results['inputs']),
-            'label': torch.tensor(results['label']),
-            'augmented': results.get('augmented', False),
-        }
+        sample = BaseDataElement(metainfo={'label': results['label'], 'augmented': results.get('augmented', False)})
+        return {'inputs': torch.from_numpy(results['inputs']), 'data_samples': sample}
+
+
+class ToyBackbone(nn.Module):
+    """Convolution, batch norm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.conv(inputs)))
+        return self.dropout(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
 @MODELS.register_module(force=True)
 class ToyNet(BaseModel):
-    """Convolution, batch norm, dropout, linear."""
+    """A classifier as OpenMMLab models are."""
 
     def __init__(self, data_preprocessor: dict | None = None) -> None:
-        super().__init__(data_preprocessor or BaseDataPreprocessor())
-        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.dropout = nn.Dropout(0.2)
-        self.fc = nn.Linear(8 * 16, CLASSES)
+        super().__init__(data_preprocessor)
+        self.backbone = ToyBackbone()
+        self.head = nn.Linear(8 * 16, CLASSES)
 
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.bn(self.conv(inputs)))
-        return self.dropout(nn.functional.avg_pool2d(x, 2).flatten(1))
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return getattr(self, 'logits' if mode == 'tensor' else mode)(inputs, data_samples)
 
-    def forward(self, inputs, label=None, augmented=None, mode='tensor'):
-        inputs = torch.stack(inputs) if isinstance(inputs, (list, tuple)) else inputs
-        logits = self.fc(self.features(inputs))
-        if mode == 'loss':
-            return {'loss': nn.functional.cross_entropy(logits, torch.as_tensor(label))}
-        return logits if mode == 'tensor' else list(logits)
+    def logits(self, inputs, data_samples=None):
+        return self.head(self.backbone(inputs))
+
+    def loss(self, inputs, data_samples):
+        labels = torch.tensor([sample.label for sample in data_samples])
+        return {'loss': nn.functional.cross_entropy(self.logits(inputs), labels)}
+
+    def predict(self, inputs, data_samples):
+        for sample, logits in zip(data_samples, self.logits(inputs)):
+            sample.set_field(int(logits.argmax()), 'prediction')
+        return data_samples
 
 
 @METRICS.register_module(force=True)
 class ToyAccuracy(BaseMetric):
     """Share of images classified right, in percent."""
 
+    default_prefix = 'toy'
+
     def process(self, data_batch: dict, data_samples: list) -> None:
-        for label, logits in zip(data_batch['label'], data_samples):
-            self.results.append(float(logits.argmax() == label))
+        self.results.extend(float(sample['prediction'] == sample['label']) for sample in data_samples)
 
     def compute_metrics(self, results: list) -> dict:
         return {'accuracy': 100 * float(np.mean(results))}
 
 
-@MODELS.register_module(force=True)
-class ToyQuant(BaseModel):
-    """A stand-in for GeneralQuant around :class:`ToyNet`, with the methods that the loops call."""
+def quant_state(model: GeneralQuant) -> tuple[bool, ...]:
+    """Tell what is on: weight observers, weight fake quantizers, and both of the activations."""
+    switches = []
+    for quantizers in (model.weight_quantizers(), model.act_quantizers()):
+        states = {(bool(each.observer_enabled), bool(each.fake_quant_enabled)) for _, each in quantizers}
+        assert len(states) == 1, 'all quantizers of a kind are in the same state'
+        switches.extend(states.pop())
+    return tuple(switches)
 
-    def __init__(self, architecture: dict | None = None) -> None:
-        super().__init__(BaseDataPreprocessor())
-        self.architecture = MODELS.build(architecture or {'type': 'ToyNet'})
-        symmetric = {'dtype': torch.qint8, 'qscheme': torch.per_tensor_symmetric, 'quant_min': -128, 'quant_max': 127}
-        affine = {'dtype': torch.quint8, 'qscheme': torch.per_tensor_affine, 'quant_min': 0, 'quant_max': 255}
-        self.weights = nn.ModuleList(FakeQuantize(MinMaxObserver, **symmetric) for _ in range(2))
-        self.acts = nn.ModuleList(FakeQuantize(MinMaxObserver, **affine) for _ in range(2))
-        self.register_buffer('calibrated', torch.zeros(1, dtype=torch.uint8))
-        self.bn_frozen = False
-        self.set_quant_state(False, False, False, False)
 
-    @property
-    def is_calibrated(self) -> bool:
-        return bool(self.calibrated)
-
-    def mark_calibrated(self) -> None:
-        self.calibrated.fill_(1)
-
-    def set_quant_state(
-        self, weight_observer=None, weight_fake_quant=None, act_observer=None, act_fake_quant=None
-    ) -> None:
-        for quantizers, observe, quantize in (
-            (self.weights, weight_observer, weight_fake_quant),
-            (self.acts, act_observer, act_fake_quant),
-        ):
-            for quantizer in quantizers:
-                if observe is not None:
-                    quantizer.enable_observer(observe)
-                if quantize is not None:
-                    quantizer.enable_fake_quant(quantize)
-
-    def quant_state(self) -> tuple[bool, ...]:
-        """Tell the four switches, in the order of :meth:`set_quant_state`."""
-        weight, act = self.weights[0], self.acts[0]
-        switches = (weight.observer_enabled, weight.fake_quant_enabled, act.observer_enabled, act.fake_quant_enabled)
-        return tuple(bool(switch) for switch in switches)
-
-    def reset_observers(self) -> None:
-        for quantizer in (*self.weights, *self.acts):
-            quantizer.activation_post_process.reset()
-
-    def observe_weights(self) -> None:
-        for quantizer, layer in zip(self.weights, (self.architecture.conv, self.architecture.fc)):
-            quantizer.activation_post_process.reset()
-            quantizer.activation_post_process(layer.weight.detach())
-            quantizer.compute_qparams()
-
-    def compute_act_qparams(self) -> None:
-        for index, quantizer in enumerate(self.acts):
-            try:
-                quantizer.compute_qparams()
-            except ValueError as error:
-                raise ValueError(f'acts.{index}: {error}') from error
-
-    def freeze_bn(self, frozen: bool = True) -> None:
-        self.bn_frozen = frozen
-        self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.bn_frozen:
-            self.architecture.bn.eval()
-        return self
-
-    def forward(self, inputs, label=None, augmented=None, mode='tensor'):
-        net = self.architecture
-        inputs = torch.stack(inputs) if isinstance(inputs, (list, tuple)) else inputs
-        conv = nn.functional.conv2d(self.acts[0](inputs), self.weights[0](net.conv.weight), padding=1)
-        x = nn.functional.avg_pool2d(torch.relu(net.bn(conv)), 2).flatten(1)
-        logits = nn.functional.linear(self.acts[1](net.dropout(x)), self.weights[1](net.fc.weight), net.fc.bias)
-        if mode == 'loss':
-            return {'loss': nn.functional.cross_entropy(logits, torch.as_tensor(label))}
-        return logits if mode == 'tensor' else list(logits)
+def act_scales(model: GeneralQuant) -> torch.Tensor:
+    """Give a copy of the scales of all activations."""
+    return torch.cat([quantizer.scale.clone() for _, quantizer in model.act_quantizers()])
 
 
 def dataloader(shuffle: bool, augment: bool, sampler: str = 'DefaultSampler', workers: int = 0, **dataset) -> dict:
@@ -192,7 +142,12 @@ def dataloader(shuffle: bool, augment: bool, sampler: str = 'DefaultSampler', wo
 
 
 BASE = {
-    'model': {'type': 'ToyQuant', 'architecture': {'type': 'ToyNet'}},
+    'model': {
+        'type': 'mmrazor.GeneralQuant',
+        'architecture': {'type': 'ToyNet'},
+        'quantizer': {'type': 'mmrazor.CustomQuantizer'},
+        'input_shape': (3, 8, 8),
+    },
     'train_dataloader': dataloader(shuffle=True, augment=True),
     'val_dataloader': dataloader(shuffle=False, augment=False, seed=1),
     'test_dataloader': dataloader(shuffle=False, augment=False, seed=1),
