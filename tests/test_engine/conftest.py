@@ -5,19 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from toy import config
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors are faster without threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
