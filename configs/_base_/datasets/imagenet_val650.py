@@ -4,7 +4,7 @@ _base_ = []  # without it, mmengine takes a config that imports a module for one
 import os  # noqa: E402
 
 data_root = os.path.abspath(os.environ.get('MMRAZOR_QUANT_DATA') or '{{ fileDirname }}/../../../../shared/data')
-custom_imports = dict(imports=['mmrazor_quant.codebases.tar_backend'])
+custom_imports = dict(imports=['mmrazor_quant.datasets.tar_backend'])
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -12,16 +12,19 @@ import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
 DATA_VARIABLE = 'MMRAZOR_QUANT_DATA'
 """Environment variable in which the configs of this project look for the folder of their data."""
+
+SCHEME = 'tar://'
+"""What addresses in archives begin with."""
 
 MAX_UNPACKED_BYTES = 2**31
 """A compressed archive is kept in memory unpacked; a larger one than this is refused."""
@@ -47,7 +50,7 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[str, str]:
         >>> split_uri('tar:///data/images.tar/val/1.jpg')
         ('/data/images.tar', 'val/1.jpg')
     """
-    parts = str(uri).removeprefix('tar://').split('/')
+    parts = str(uri).removeprefix(SCHEME).split('/')
     for count in range(1, len(parts) + 1):
         if _SUFFIX.search(parts[count - 1]):
             member = posixpath.normpath('/'.join(parts[count:]) or '.')
@@ -142,8 +145,32 @@ def check_archive(path: str) -> None:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f'there is no archive {path}. The configs of this project take the folder of their data from the '
-            f'environment variable {DATA_VARIABLE}, now {os.environ.get(DATA_VARIABLE, "not set")!r}'
+            f'environment variable {DATA_VARIABLE} ({os.environ.get(DATA_VARIABLE) or "not set"})'
         )
+
+
+def check_archives(value: Any, field: str) -> None:
+    """Check that all archives which a part of a config reads from exist: before models are built, not after.
+
+    Args:
+        value: Part of a config, such as a dataloader.
+        field: Where it stands in the config, for the error.
+
+    Raises:
+        FileNotFoundError: One does not exist.
+        ValueError: An address has no archive in it.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            check_archives(each, f'{field}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            check_archives(each, f'{field}[{index}]')
+    elif isinstance(value, str) and value.startswith(SCHEME):
+        try:
+            check_archive(split_uri(value)[0])
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f'{field}: {error}') from error
 
 
 def _unpack(path: str, raw: BinaryIO) -> bytes:
