@@ -39,15 +39,22 @@ def _attention(graph: fx.Graph, node: Node) -> Node:
         new.meta = {k: v for k, v in node.meta.items() if k == 'nn_module_stack'} | {'shape': like.meta.get('shape')}
         return new
 
+    if arguments.get('enable_gqa', False):
+        key, value = (call(repeat_heads, tensor, query, like=tensor) for tensor in (key, value))
     query = call(scale_query, query, arguments.get('scale'), like=query)
     scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1, like=key), like=query)
     masked = arguments.get('attn_mask') is not None or arguments.get('is_causal', False)
     if masked:
         scores = call(mask_scores, scores, arguments.get('attn_mask'), arguments.get('is_causal', False), like=query)
-    weights = call(torch.softmax, scores, -1, like=query)
+    weights = call(masked_softmax if masked else torch.softmax, scores, -1, like=query)
     if arguments.get('dropout_p', 0.0):
         weights = call(F.dropout, weights, arguments['dropout_p'], True, like=query)
     return call(torch.matmul, weights, value, like=node)
+
+
+def repeat_heads(tensor: Tensor, query: Tensor) -> Tensor:
+    """Repeats the heads, dimension -3, of a key or value for the groups of queries that share them."""
+    return tensor.repeat_interleave(query.shape[-3] // tensor.shape[-3], dim=-3)
 
 
 def scale_query(query: Tensor, scale: float | None) -> Tensor:
@@ -70,6 +77,7 @@ def mask_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return scores + mask
 
 
-def has_fused_attention(graph: fx.Graph) -> bool:
-    """Tells whether a graph calls the fused attention."""
-    return any(n.op == 'call_function' and n.target is F.scaled_dot_product_attention for n in graph.nodes)
+def masked_softmax(scores: Tensor, dim: int) -> Tensor:
+    """Returns the softmax over ``dim``, zeros where every score is masked, as the fused attention does."""
+    nothing = (scores == float('-inf')).all(dim, keepdim=True)
+    return torch.softmax(scores, dim).masked_fill(nothing, 0.0)
