@@ -1,4 +1,4 @@
-"""Small models, and short ways to quantize and calibrate them, for the tests of graph passes, quantizers, algorithms."""
+"""Small models, and short ways to quantize and calibrate them, for the tests of graph passes and algorithms."""
 
 from __future__ import annotations
 
