@@ -9,6 +9,7 @@ import os
 import os.path as osp
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,8 @@ def run_tool(main: Callable[[], None]) -> None:
     Args:
         main: The tool.
     """
+    # mmengine imports it; the user can do nothing about that.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated as an API')
     try:
         main()
     except KeyboardInterrupt:

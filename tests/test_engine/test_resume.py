@@ -50,6 +50,8 @@ SETTINGS = {
     'iterations_workers': (with_workers(ITERATIONS, 'InfiniteSampler'), 'iter_14.pth', [{'iteration': 11}]),
     'iterations_without_seed': ({**ITERATIONS, 'randomness': {'seed': None}}, 'iter_14.pth', [{'iteration': 6}]),
 }  # fmt: skip
+pytestmark = pytest.mark.slow
+
 CASES = [(name, index) for name, (_, _, kills) in SETTINGS.items() for index in range(len(kills))]
 
 

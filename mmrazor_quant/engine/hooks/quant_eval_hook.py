@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -34,7 +35,11 @@ class QuantEvalHook(Hook):
         Args:
             runner: Runner of the model.
         """
-        unwrap_quant_model(runner, 'mmrazor.QuantEvalHook').set_quant_state(weight_observer=False, act_observer=False)
+        model = unwrap_quant_model(runner, 'mmrazor.QuantEvalHook')
+        for buffer in model.buffers():
+            # Each rank has observed its own data; the ranges that are saved are those of rank 0.
+            broadcast(buffer, src=0)
+        model.set_quant_state(weight_observer=False, act_observer=False)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Give back control over the observers.

@@ -11,6 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from mmrazor_quant.engine.calibration import calibrate
@@ -47,6 +48,9 @@ class _QATLoop(BaseLoop):
         self.runner.register_hook(QuantEvalHook(after_val=self._restore_state))
         self.runner.register_hook(EMABuffersHook())
         make_checkpoints_atomic(self.runner)
+        if isinstance(self.runner.model, DistributedDataParallel):
+            # Each rank observes its own data: all go on from the ranges of rank 0, which are those that are saved.
+            self.runner.model.broadcast_buffers = True
 
     @property
     def model(self) -> QuantModel:

@@ -1,0 +1,49 @@
+"""On two ranks, the model that each evaluates is the one that is saved, and resuming is exact."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('distributed')
+    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    process = subprocess.run(
+        [*launcher, str(Path(__file__).with_name('distributed_run.py')), str(path)],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'},
+        capture_output=True, text=True, cwd=path)  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    return path
+
+
+def assert_same(one: dict, other: dict, ignore: str = 'observer_enabled') -> None:
+    assert list(one) == list(other)
+    for name, value in one.items():
+        assert name.endswith(ignore) or torch.equal(value, other[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, saved', [('ptq', 'ptq/quantized.pth'), ('qat', 'qat/epoch_3.pth')])
+def test_ranks_agree_with_each_other_and_with_the_checkpoint(folder, name, saved):
+    ranks = [torch.load(folder / f'{name}_{rank}.pth', weights_only=True) for rank in range(2)]
+    checkpoint = torch.load(folder / saved, weights_only=True)['state_dict']
+    assert ranks[0]['quant_calibrated'].item() == 1
+    assert_same(ranks[0], ranks[1])
+    assert_same(ranks[0], checkpoint)
+
+
+@pytest.mark.slow
+def test_resumed_run_ends_in_the_same_bits(folder):
+    for rank in range(2):
+        whole, resumed = (torch.load(folder / f'{name}_{rank}.pth', weights_only=True) for name in ('qat', 'resumed'))
+        assert_same(whole, resumed)
