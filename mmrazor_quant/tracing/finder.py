@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from .errors import CaptureError, UnrecordedValueError
 from .island import Capture, Island, Signature, Variant, sizes_of
+from .nodes import EXTRAS
 from .state import preserved, seeded
-from .tracer import EXTRAS, LEAF_TYPES, CustomTracer
+from .tracer import LEAF_TYPES, CustomTracer
 
 LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 """Modules with weights that can be quantized."""

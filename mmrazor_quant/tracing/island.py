@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from .errors import CaptureError
-from .tracer import has_guards
+from .nodes import has_guards
 
 _ISLAND = '_captured_island'
 

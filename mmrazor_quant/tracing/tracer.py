@@ -12,12 +12,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch.fx import Node
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.overrides import is_tensor_method_or_property
 
 from mmrazor_quant.compat import intercepted_autograd_functions
 from mmrazor_quant.registry import TASK_UTILS
 
-from .errors import CaptureError, DataDependentError, SizeMismatchError, UnrecordedValueError
+from .data_dependence import LENGTH_FROM_SIZE, READS_DATA, depends_on_data
+from .errors import CaptureError, DataDependentError, UnrecordedValueError
+from .nested import attribute_tensors, is_number, is_plain, leaves, rebuild
+from .nodes import EXTRAS, AutogradCall, check_size, extras_of, node_name
+from .recording import RecordingMode
 from .untraced import UntracedCall, UntracedMethodRegistry
 from .values import DeviceValue, FloatValue, IntValue, TensorValue, UnknownNumber, node_of, plain_scalar
 
@@ -30,18 +34,6 @@ LEAF_TYPES = (
     nn.MultiheadAttention,
 )
 """Modules (and subclasses with a forward of their own) that stay one node: they are what is quantized or folded."""
-
-EXTRAS = 'traced_extras'
-"""Name of the child of a captured module that holds what the graph needs and the module does not have."""
-
-_READS_DATA = {'__bool__', '__int__', '__float__', '__index__', '__complex__', '__contains__', '__array__', 'numpy'}
-_SIZE_FROM_DATA = {'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'item', 'tolist'}
-_LENGTH_FROM_SIZE = {'unbind', 'split', 'chunk', 'tensor_split', 'hsplit', 'vsplit', 'dsplit', 'unsafe_chunk'}
-_METADATA = {
-    *('size', 'dim', 'numel', 'nelement', 'stride', 'storage_offset', 'element_size', 'get_device', 'len'),
-    *('is_floating_point', 'is_complex', 'is_signed', 'is_contiguous', 'is_same_size', 'is_pinned', 'is_inference'),
-    *('is_tensor', 'is_storage', 'result_type', 'can_cast', 'is_conj', 'is_neg', 'is_shared'),
-}
 
 
 @TASK_UTILS.register_module()
@@ -97,11 +89,11 @@ class CustomTracer(fx.Tracer):
             CaptureError: ``forward`` cannot be one graph; ``DataDependentError`` where it branches on tensor data.
         """
         self._start(args, kwargs, dynamic, opaque)
-        self._known_tensors = {id(tensor): tensor for tensor in _attribute_tensors(root)}
+        self._known_tensors = {id(tensor): tensor for tensor in attribute_tensors(root)}
         self._registered = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         try:
             functions = intercepted_autograd_functions(self._autograd_function)
-            with torch.no_grad(), self._untraced_methods(root), functions, _RecordingMode(self):
+            with torch.no_grad(), self._untraced_methods(root), functions, RecordingMode(self):
                 graph = self.trace(root)
             return _remove_unused(graph, self._values)
         finally:
@@ -119,10 +111,10 @@ class CustomTracer(fx.Tracer):
         inputs = [self.create_proxy('placeholder', f'input_{i}', (), {}) for i in positions]
 
         def flat_forward(*flat_inputs: Any) -> Any:
-            leaves = list(self._leaves)
+            flat = list(self._leaves)
             for position, value in zip(positions, flat_inputs):
-                leaves[position] = value
-            args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+                flat[position] = value
+            args, kwargs = pytree.tree_unflatten(flat, self._spec)
             return root_fn(self.root, *args, **kwargs)
 
         return flat_forward, inputs
@@ -179,7 +171,7 @@ class CustomTracer(fx.Tracer):
         node_args, node_kwargs = self.create_arg(tuple(args)), self.create_arg(dict(kwargs))
         value = self._evaluate(kind, target, args, kwargs)
         node = self.create_node(kind, target, node_args, node_kwargs, name, type_expr)
-        if self._depends_on_data(node, value):
+        if any(arg in self._tainted for arg in node.all_input_nodes) or depends_on_data(node, value, self._values):
             self._tainted.add(node)
         return self._wrap(node, value)
 
@@ -214,7 +206,7 @@ class CustomTracer(fx.Tracer):
     def record(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Records a call of a torch function or tensor method that has traced values among its arguments."""
         name = func.__name__
-        if name in _READS_DATA:
+        if name in READS_DATA:
             raise DataDependentError(f'Tensor.{name} reads the data of {_describe(args[0])}')
         if name == '__get__':
             return self.create_proxy('call_function', getattr, (args[0], func.__self__.__name__), {})
@@ -236,7 +228,7 @@ class CustomTracer(fx.Tracer):
         produced = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
         if not produced:
             return value
-        if not tensors and _is_plain((args, kwargs)):
+        if not tensors and is_plain((args, kwargs)):
             node = self.create_node('call_function', func, self.create_arg(tuple(args)), self.create_arg(dict(kwargs)))
             return self._wrap(node, value)
         if all(id(t) in self._known_tensors or id(t) in self._registered for t in tensors):
@@ -286,7 +278,7 @@ class CustomTracer(fx.Tracer):
         if isinstance(value, dict):
             return {key: self._plain(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
-            return _rebuild(value, [self._plain(item) for item in value])
+            return rebuild(value, [self._plain(item) for item in value])
         return plain_scalar(value)
 
     def _wrap(self, node: Node, value: Any) -> Any:
@@ -308,11 +300,11 @@ class CustomTracer(fx.Tracer):
         if isinstance(value, torch.device):
             return DeviceValue(value, node, self)
         if isinstance(value, (tuple, list)):
-            if node.op in ('call_function', 'call_method') and _name(node) in _LENGTH_FROM_SIZE:
+            if node.op in ('call_function', 'call_method') and node_name(node) in LENGTH_FROM_SIZE:
                 self.guard(self.create_node('call_function', len, (node,), {}), len(value))
             items = [self._item(node, i, item) for i, item in enumerate(value)]
             # torch.Size takes ints only, which a number computed from data is not.
-            return tuple(items) if node in self._tainted and isinstance(value, torch.Size) else _rebuild(value, items)
+            return tuple(items) if node in self._tainted and isinstance(value, torch.Size) else rebuild(value, items)
         if isinstance(value, dict):
             return {key: self._item(node, key, item) for key, item in value.items()}
         if value is None or isinstance(value, (torch.dtype, torch.layout, torch.memory_format, str)):
@@ -325,21 +317,8 @@ class CustomTracer(fx.Tracer):
             self._tainted.add(node)
         return self._wrap(node, value)
 
-    def _depends_on_data(self, node: Node, value: Any) -> bool:
-        if any(arg in self._tainted for arg in node.all_input_nodes):
-            return True
-        if node.op not in ('call_function', 'call_method'):
-            return False
-        name = _name(node)
-        if name in _SIZE_FROM_DATA or _sizes_follow_data(node, value, self._values):
-            return True
-        # A number or bool computed from a tensor by anything but its metadata was read from the data.
-        metadata = node.target is getattr or name in _METADATA
-        reads_tensor = any(isinstance(self._values.get(arg), torch.Tensor) for arg in node.all_input_nodes)
-        return reads_tensor and not metadata and _is_number(value)
-
     def _autograd_function(self, function: type, apply: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self._evaluating or not any(node_of(leaf) is not None for leaf in _leaves((args, kwargs))):
+        if self._evaluating or not any(node_of(leaf) is not None for leaf in leaves((args, kwargs))):
             return apply(*args, **kwargs)
         return self.create_proxy('call_function', AutogradCall(function), args, kwargs)
 
@@ -354,7 +333,7 @@ class CustomTracer(fx.Tracer):
                 f'is used in {scope or "it"!r}',
                 scope,
             )
-        extras = _extras(self.root)
+        extras = extras_of(self.root)
         for name, buffer in extras.named_buffers(recurse=False):
             if buffer is tensor:
                 return self.create_node('get_attr', f'{EXTRAS}.{name}', (), {})
@@ -384,121 +363,13 @@ class CustomTracer(fx.Tracer):
             if self._evaluating:
                 return getattr(type(owner), name)(owner, *args, **kwargs)
             child = '_'.join([*path.split('.'), name]) if path else name
-            extras = _extras(root)
+            extras = extras_of(root)
             if child not in extras._modules:
                 extras.add_module(child, UntracedCall(owner, name))
                 self.submodule_paths = {m: n for n, m in root.named_modules()}
             return self.create_proxy('call_module', f'{EXTRAS}.{child}', args, kwargs)
 
         return call
-
-
-def check_size(value: Any, expected: Any) -> None:
-    """Raises SizeMismatchError unless a value has what it had when the graph was traced."""
-    if value != expected:
-        raise SizeMismatchError(f'{value} instead of {expected}')
-
-
-def has_guards(graph: fx.Graph) -> bool:
-    """Tells whether a graph holds for some input sizes only."""
-    return any(node.op == 'call_function' and node.target is check_size for node in graph.nodes)
-
-
-def _name(node: Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, '__name__', '')
-
-
-class AutogradCall:
-    """The node target of a custom autograd function, whose own backward is kept."""
-
-    def __init__(self, function: type) -> None:
-        self.function = function
-        self.__name__ = function.__name__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function.apply(*args, **kwargs)
-
-
-class _RecordingMode(TorchFunctionMode):
-    """Sees every torch function and tensor method called during a trace, factories included."""
-
-    def __init__(self, tracer: CustomTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if self.tracer.evaluating:
-            return func(*args, **kwargs)
-        if any(node_of(leaf) is not None for leaf in _leaves((args, kwargs))):
-            return self.tracer.record(func, args, kwargs)
-        return self.tracer.run_constant(func, args, kwargs)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop, value.step)
-    else:
-        yield value
-
-
-def _extras(root: nn.Module) -> nn.Module:
-    if EXTRAS not in root._modules:
-        root.add_module(EXTRAS, nn.Module())
-    return root._modules[EXTRAS]
-
-
-def _attribute_tensors(root: nn.Module) -> Iterator[torch.Tensor]:
-    """Yields tensors kept in ordinary attributes of the modules (lists and dicts of tensors included)."""
-    for module in root.modules():
-        for name, value in vars(module).items():
-            if name in ('_parameters', '_buffers', '_modules'):
-                continue
-            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
-
-
-def _rebuild(container: tuple | list, items: list[Any]) -> Any:
-    """Returns ``items`` in a container of the same type (torch's return types and named tuples included)."""
-    kind = type(container)
-    if hasattr(container, '_fields'):
-        return kind(*items)
-    return kind(items)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_is_number(item) for item in value)
-    return isinstance(value, (int, float, complex))
-
-
-def _sizes_follow_data(node: Node, value: Any, values: dict[Node, Any]) -> bool:
-    """Tells whether the shape of what an operation returns depends on what its tensors hold."""
-    arguments = (*node.args[1:], *node.kwargs.values())
-    tensors = [values[n] for n in _leaves(arguments) if isinstance(n, Node) and isinstance(values.get(n), torch.Tensor)]
-    if node.target is operator.getitem:
-        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors)
-    if isinstance(node.target, AutogradCall):
-        # Operations that return indices (non-maximum suppression) return as many as they find.
-        outputs = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
-        return any(not t.dtype.is_floating_point for t in outputs)
-    name = _name(node)
-    if name == 'repeat_interleave':
-        return bool(tensors)
-    if name == 'one_hot':
-        classes = node.args[1] if len(node.args) > 1 else node.kwargs.get('num_classes', -1)
-        return classes == -1
-    return name == 'where' and not arguments
-
-
-def _is_plain(value: Any) -> bool:
-    """Tells whether a value can be written into a graph as it is."""
-    plain = (int, float, str, bool, type(None), complex, torch.dtype, torch.device, torch.layout, torch.memory_format)
-    return all(isinstance(leaf, plain) for leaf in _leaves(value))
 
 
 def _describe(value: Any) -> str:
@@ -511,7 +382,7 @@ def _remove_unused(graph: fx.Graph, values: dict[Node, Any]) -> fx.Graph:
     for node in reversed(list(graph.nodes)):
         reads = node.op == 'get_attr' or node.target in (getattr, operator.getitem)
         computes = node.op in ('call_function', 'call_method') and not isinstance(values.get(node), torch.Tensor)
-        sizes = computes and _is_number(values.get(node))
+        sizes = computes and is_number(values.get(node))
         if not node.users and (reads or sizes):
             graph.erase_node(node)
     return graph
