@@ -86,6 +86,7 @@ class CustomQuantizer:
             reasons = '; '.join(f'{path}: {error}' for path, error in findings.failures.items())
             raise ValueError(f'architecture: no module with layers to quantize could be captured. {reasons}')
         inserted = Inserted()
+        self.qconfig.start_matching()
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
             plan = Plan(self.fuse(island, module))

@@ -95,8 +95,12 @@ class QConfig:
                 merged, field = _merge(merged, override), f'qconfig.overrides[{i}]'
         return self._tensor_configs(merged, field)
 
+    def start_matching(self) -> None:
+        """Forgets which overrides applied to the layers of another model."""
+        self._matched.clear()
+
     def check_matched(self, layers: list[str]) -> None:
-        """Raises ValueError for an override that applied to nothing.
+        """Raises ValueError for an override that applied to nothing since :meth:`start_matching`.
 
         Args:
             layers: paths of the layers there were, for the message.
