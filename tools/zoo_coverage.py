@@ -240,6 +240,9 @@ def measure(package: str, family: str, record: dict[str, Any]) -> Iterator[str]:
         yield f'comparing ({key[6:]})'
         comparison = coverage.compare(eager, model, at, training, annotate)
         record[key] = comparison.equal
+        if key == 'equal_resized' and comparison.equal is None:
+            add_reason(record, f'takes no images of {resized}: {comparison.notes[0]}')
+            continue
         for note in comparison.notes:
             add_reason(record, note)
 
