@@ -135,7 +135,7 @@ def run_until(command: list[str], output: Any, timeout: float) -> str:
     try:
         status = process.wait(timeout)
     except subprocess.TimeoutExpired:
-        return f'timed out after {timeout:.0f} s'
+        return f'timed out after {timeout:g} s'
     finally:
         process.kill()
         process.wait()
@@ -295,7 +295,7 @@ def smallest_config(package: str, family: str) -> tuple[str, Any]:
             continue
         name = str(path.relative_to(root))
         try:
-            config = load_config(path)
+            config = load_config(package, path)
             found.append((is_deployed(config.model), count_parameters(config), pixels(package, config), name, config))
         except Exception as error:  # one broken config of a family does not make the others useless
             errors.append(f'{name}: {type(error).__name__}: {error}')
@@ -308,16 +308,17 @@ def smallest_config(package: str, family: str) -> tuple[str, Any]:
     return name, config
 
 
-def load_config(path: Path) -> Any:
-    """Reads a config and registers the modules it names."""
+def load_config(package: str, path: Path) -> Any:
+    """Reads a config and registers the modules of its package."""
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
     from mmrazor_quant.engine.launch import register_codebase
 
     config = Config.fromfile(str(path))
-    register_codebase(config.get('default_scope'))
-    init_default_scope(config.get('default_scope') or 'mmengine')
+    scope = config.get('default_scope') or package
+    register_codebase(scope)
+    init_default_scope(scope)
     return config
 
 

@@ -33,13 +33,13 @@ train_dataloader = dict(
     dataset=dict(type='Digits', split='train', pipeline=[dict(type='PackClsInputs')]),
 )
 val_dataloader = dict(
-    batch_size=100,
+    batch_size=50,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type='Digits', split='val', pipeline=[dict(type='PackClsInputs')]),
 )
 test_dataloader = dict(
-    batch_size=100,
+    batch_size=50,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(type='Digits', split='test', pipeline=[dict(type='PackClsInputs')]),
