@@ -8,9 +8,8 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .ema_min_max import EMARangeObserver
-from .histogram import count_values, subsample
 from .min_max import extremes
-from .mse import ErrorSearchObserver, _unless_bad
+from .mse import ErrorSearchObserver, unless_bad
 
 
 @MODELS.register_module()
@@ -29,11 +28,12 @@ class EMAMSEObserver(ErrorSearchObserver, EMARangeObserver):
 
     def update(self, x: Tensor) -> None:
         """Average in the best range of ``x``."""
-        low, high = (v.reshape(-1).to(torch.float32) for v in extremes(x, self.ch_axis))
         rows = self.rows(x).to(torch.float32)
         if self.exact:
+            low, high = (v.reshape(-1).to(torch.float32) for v in extremes(x, self.ch_axis))
             best = self.search_values(rows, low, high)
         else:
-            counts = count_values(subsample(rows, self.max_samples), low, high, self.bins)
+            nothing = torch.full_like(self.min_val, float('inf'))
+            counts, low, high = self.count(rows, nothing, -nothing)
             best = self.search_histogram(counts, low, high)
-        self.average(_unless_bad(best[0], low, high), _unless_bad(best[1], high, low))
+        self.average(*unless_bad(*best, low, high))

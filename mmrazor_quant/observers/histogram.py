@@ -1,6 +1,12 @@
 """Histograms of bounded size that grow their range: a one-pass statistic of everything seen.
 
-Counts are per channel, shape [C, bins], over equal bins of the range [low, high] of that channel.
+Bins are equally wide in sign(x) sqrt|x|, so that they are narrow near zero, where most values are, even when a few
+outliers make the range wide. Counts are per channel, shape [C, bins], over the range [low, high] of that channel.
+
+Counting every value of a large batch would cost as much as the layer that made it, so the bulk is counted from a
+sample. Its tails are not: a clipped outlier weighs as its distance to the power p, and a sample would miss it or count
+it many times over. They are taken from the extremes of many small blocks, which cost two passes over memory and find
+each value that is alone in its block.
 """
 
 from __future__ import annotations
@@ -10,59 +16,140 @@ import math
 import torch
 from torch import Tensor
 
+BLOCK = 61
+"""Values per block. Prime, so that the members of a block do not lie at the same place of all images of a batch."""
+
+MIN_BLOCKS = 64
+"""Rows with fewer blocks are counted in full."""
+
+TAIL = 1 / 256
+"""Share of the values that counts as tail: about a quarter of the blocks have one of them."""
+
 
 def exact_dtype(device: torch.device) -> torch.dtype:
     """Choose the type for sums over many counts: float64 where the device has it."""
     return torch.float32 if device.type == 'mps' else torch.float64
 
 
-def subsample(rows: Tensor, max_samples: int | None) -> Tensor:
-    """Take every n-th value of each row.
+def sample_stride(rows: Tensor, max_samples: int | None) -> int:
+    """Choose the distance of the sampled values within a row.
 
     Args:
         rows: Shape [C, K].
         max_samples: How many values to take of all rows together, roughly; None: all.
 
     Returns:
-        Shape [C, k], a view.
+        1 if all values are taken.
     """
     count = rows.shape[1]
-    if max_samples is None or rows.numel() <= max_samples:
-        return rows
+    if max_samples is None or rows.numel() <= max_samples or count < BLOCK * MIN_BLOCKS:
+        return 1
     stride = math.ceil(rows.numel() / max_samples)
-    # A stride that shares a factor with the width of the rows would look at some columns only.
+    # A stride that shares a factor with the sizes of the tensor would look at some columns or channels only.
     while math.gcd(stride, count) > 1:
         stride += 1
-    return rows[:, ::stride]
+    return stride
 
 
-def count_values(rows: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
+def block_extremes(rows: Tensor) -> Tensor:
+    """Give the extremes of blocks of :data:`BLOCK` values, spread over each row.
+
+    Args:
+        rows: Shape [C, K], K at least BLOCK.
+
+    Returns:
+        Least and greatest values of the blocks, shape [2, C, blocks]; NaN where a block has NaN.
+    """
+    blocks = rows.shape[1] // BLOCK
+    members = rows[:, : blocks * BLOCK].unflatten(1, (BLOCK, blocks))
+    rest = rows[:, -BLOCK:].unsqueeze(2)
+    low = torch.cat([members.amin(1), rest.amin(1)], 1)
+    high = torch.cat([members.amax(1), rest.amax(1)], 1)
+    return torch.stack([low, high])
+
+
+def count_values(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
     """Count values into bins.
 
     Args:
-        rows: Shape [C, K]. Values outside the range go to the outermost bins.
+        values: Shape [..., C, K]. Values outside the range go to the outermost bins.
         low: Lower ends of the ranges, shape [C].
         high: Upper ends, shape [C].
         bins: Number of bins.
 
     Returns:
-        float32 counts, shape [C, bins].
+        float32 counts, shape [..., C, bins].
     """
-    channels = rows.shape[0]
-    width = _bin_width(low, high, bins).unsqueeze(1)
-    index = ((rows - low.unsqueeze(1)) / width).nan_to_num_(0.0, bins, 0.0).clamp_(0, bins - 1).to(torch.int64)
-    if channels > 1:
-        index += torch.arange(channels, device=rows.device).unsqueeze(1) * bins
-    counts = torch.bincount(index.flatten(), minlength=channels * bins)
-    return counts.view(channels, bins).to(torch.float32)
+    start, width = _bins(low, high, bins)
+    # Clamped as integers: also what NaN becomes is then inside.
+    index = (_compress(values) - start).mul_(1.0 / width).to(torch.int32).clamp_(0, bins - 1)
+    rows = math.prod(values.shape[:-1])
+    if rows > 1:
+        offsets = torch.arange(0, rows * bins, bins, device=values.device, dtype=torch.int32)
+        index += offsets.view(*values.shape[:-1], 1)
+    counts = torch.bincount(index.flatten(), minlength=rows * bins)
+    return counts.view(*values.shape[:-1], bins).to(torch.float32)
+
+
+def estimate_counts(rows: Tensor, extremes: Tensor, low: Tensor, high: Tensor, bins: int, stride: int) -> Tensor:
+    """Count values into bins from a sample and from the extremes of blocks.
+
+    Args:
+        rows: Shape [C, K].
+        extremes: Of :func:`block_extremes`.
+        low: Lower ends of the ranges, shape [C].
+        high: Upper ends, shape [C].
+        bins: Number of bins.
+        stride: Distance of the sampled values in a row.
+
+    Returns:
+        float32 estimates of the counts of all K values, shape [C, bins].
+    """
+    sample = rows[:, ::stride]
+    ratio = rows.shape[1] / sample.shape[1]
+    sampled = count_values(sample, low, high, bins)
+    blocks = count_values(extremes, low, high, bins)
+    # Both tails at once, as upper ones: the lower one with its bins in reverse.
+    tail, known = _upper_tail(
+        torch.stack([sampled.flip(1), sampled]), torch.stack([blocks[0].flip(1), blocks[1]]), ratio, extremes.shape[2]
+    )
+    counts = torch.where(known[1], tail[1], sampled * ratio)
+    return torch.where(known[0].flip(1), tail[0].flip(1), counts)
+
+
+def _upper_tail(sampled: Tensor, blocks: Tensor, ratio: float, block_count: int) -> tuple[Tensor, Tensor]:
+    """Estimate the counts of the upper tail from block maxima.
+
+    Args:
+        sampled: Counts of the sample, shape [..., bins].
+        blocks: Counts of the block maxima, the same shape.
+        ratio: Values per sampled value.
+        block_count: Number of blocks.
+
+    Returns:
+        Estimated counts, and where they are to be used: from the bin on above which there are few samples.
+    """
+    samples_above = _sum_above(sampled)
+    # Of values spread at random, N fall on B blocks so that B (1 - exp(-N / B)) blocks have at least one.
+    above = -block_count * torch.log1p(-(_sum_above(blocks) / block_count).clamp(max=0.9))
+    few = samples_above < TAIL * sampled.sum(-1, keepdim=True)
+    # Values that are not spread at random but share blocks: the sample has significantly more of them.
+    crowded = samples_above - 3 * (samples_above + 1).sqrt() > above / ratio
+    counts = above - torch.nn.functional.pad(above[..., 1:], (0, 1))
+    return counts, few & ~crowded
+
+
+def _sum_above(counts: Tensor) -> Tensor:
+    """Sum from each bin to the last one."""
+    return counts.flip(-1).cumsum(-1).flip(-1)
 
 
 def rebin(counts: Tensor, low: Tensor, high: Tensor, new_low: Tensor, new_high: Tensor) -> Tensor:
-    """Move counts to bins of another range that contains the old one, spreading each evenly over its old bin.
+    """Move counts to bins of another range that contains the old one, spread evenly over the old ones.
 
     Args:
         counts: Shape [C, bins].
-        low: Lower ends of the old ranges, shape [C].
+        low: Lower ends of the old ranges, shape [C]; not finite if there are no counts yet.
         high: Upper ends of the old ranges, shape [C].
         new_low: Lower ends of the new ranges, shape [C].
         new_high: Upper ends of the new ranges, shape [C].
@@ -72,22 +159,48 @@ def rebin(counts: Tensor, low: Tensor, high: Tensor, new_low: Tensor, new_high: 
     """
     bins = counts.shape[1]
     dtype = exact_dtype(counts.device)
-    below = torch.nn.functional.pad(counts.to(dtype).cumsum(1), (1, 0))
-    edges = bin_edges(new_low.to(dtype), new_high.to(dtype), bins)
-    # Clamped after the division: an old range without width has all its counts between two new edges.
-    place = ((edges - low.to(dtype).unsqueeze(1)) / _bin_width(low, high, bins).to(dtype).unsqueeze(1)).clamp_(0, bins)
+    start, width = _bins(low.to(dtype), high.to(dtype), bins)
+    new_start, new_width = _bins(new_low.to(dtype), new_high.to(dtype), bins)
+    place = (new_start + new_width * _steps(new_start, bins) - start) / width
+    # Ranges that are not finite have no counts to lose.
+    place = place.nan_to_num_(0.0).clamp_(0, bins)
+    # The outermost edges of an unchanged range must not lose anything to rounding.
+    place[:, 0], place[:, -1] = 0.0, bins
     left = place.floor().clamp_(max=bins - 1)
     index = left.to(torch.int64)
-    start = below.gather(1, index)
-    inside = counts.to(dtype).gather(1, index) * (place - left)
-    return (start + inside).diff(dim=1).to(torch.float32)
+    counts = counts.to(dtype)
+    below = counts.cumsum(1) - counts
+    return (below.gather(1, index) + counts.gather(1, index) * (place - left)).diff(dim=1).to(torch.float32)
 
 
 def bin_edges(low: Tensor, high: Tensor, bins: int) -> Tensor:
-    """Give the edges of the bins, shape [C, bins + 1], in the type of ``low``."""
-    steps = torch.arange(bins + 1, device=low.device, dtype=low.dtype) / bins
-    return torch.lerp(low.unsqueeze(1), high.unsqueeze(1), steps.unsqueeze(0))
+    """Give the edges of the bins.
+
+    Args:
+        low: Lower ends of the ranges, shape [C].
+        high: Upper ends, shape [C].
+        bins: Number of bins.
+
+    Returns:
+        Ascending edges, shape [C, bins + 1], in the type of :func:`exact_dtype`.
+    """
+    dtype = exact_dtype(low.device)
+    start, width = _bins(low.to(dtype), high.to(dtype), bins)
+    edges = start + width * _steps(start, bins)
+    return edges * edges.abs()
 
 
-def _bin_width(low: Tensor, high: Tensor, bins: int) -> Tensor:
-    return ((high - low) / bins).clamp(min=torch.finfo(torch.float32).tiny)
+def _compress(x: Tensor) -> Tensor:
+    return x.abs().sqrt_().copysign_(x)
+
+
+def _steps(like: Tensor, bins: int) -> Tensor:
+    return torch.arange(bins + 1, device=like.device, dtype=like.dtype)
+
+
+def _bins(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Give start and width of the bins of sign(x) sqrt|x|, shape [C, 1]; a width also where the range has none."""
+    start, end = _compress(low), _compress(high)
+    # Not 0, nor so small that float32 and float64 cannot tell the edges of a far-off range from each other.
+    width = torch.maximum((end - start) / bins, 1e-7 * end.abs() + 1e-19)
+    return start.unsqueeze(1), width.unsqueeze(1)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.ops.error import histogram_error, value_error
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
 from .distributed import reduce_max, reduce_min, reduce_sum, world_size
-from .histogram import count_values, rebin, subsample
-from .min_max import extremes
-from .range_search import (
-    Grid,
-    histogram_error,
-    line_stages,
-    pair_stages,
-    search_asymmetric,
-    search_symmetric,
-    value_error,
+from .histogram import (
+    bin_edges,
+    block_extremes,
+    count_values,
+    estimate_counts,
+    rebin,
+    sample_stride,
 )
+from .min_max import extremes
+from .range_search import line_stages, pair_stages, search_range, symmetric_limits, symmetric_stages
 
 
 class ErrorSearchObserver(RangeObserver):
@@ -29,48 +29,97 @@ class ErrorSearchObserver(RangeObserver):
         *args: See :class:`RangeObserver`.
         p: Exponent of the error.
         bins: Number of bins of the histograms.
-        max_samples: How many values of a batch go into its histogram, in equal distances; None: all. The least and
-            the greatest value are always those of the whole batch.
+        max_samples: How many values of a batch go into its histogram, in equal distances (the tails are taken from the
+            whole batch, see :mod:`.histogram`); None: all.
         **kwargs: See :class:`RangeObserver`.
 
     Raises:
         ValueError: An argument out of range.
     """
 
-    def __init__(self, *args, p: float = 2.0, bins: int = 2048, max_samples: int | None = 2**17, **kwargs) -> None:
+    def __init__(self, *args, p: float = 2.0, bins: int = 2048, max_samples: int | None = 2**16, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        for name, value, least in (('p', p, 1e-3), ('bins', bins, 2), ('max_samples', max_samples, 1)):
+        for name, value, least in (('p', p, 0.1), ('bins', bins, 2), ('max_samples', max_samples, 1)):
             if value is not None and not value >= least:
                 raise ValueError(f'{name}: got {value!r}, allowed: numbers from {least} up')
         self.p = p
         self.bins = bins
         self.max_samples = max_samples
-        self.grid = Grid(self.quant_min, self.quant_max)
 
     def search_values(self, rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Search on values of shape [C, K] with extremes of shape [C]; returns the ends of the best ranges."""
-        return self._search(value_error(rows, self.grid, self.p), low, high, line_stages())
+        """Search on values.
+
+        Args:
+            rows: float32, shape [C, K].
+            low: Least values, shape [C].
+            high: Greatest values, shape [C].
+
+        Returns:
+            Lower and upper ends of the best ranges, shape [C].
+        """
+        return self._search(
+            lambda scale, zero: value_error(rows, scale, zero, self.quant_min, self.quant_max, self.p),
+            low, high, line_stages(),
+        )  # fmt: skip
 
     def search_histogram(self, counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Search on counts of shape [C, bins] over ranges of shape [C]; returns the ends of the best ranges."""
-        return self._search(histogram_error(counts, low, high, self.grid, self.p), low, high, pair_stages())
+        """Search on a histogram.
+
+        Args:
+            counts: Shape [C, bins].
+            low: Lower ends of the histogram, shape [C].
+            high: Upper ends, shape [C].
+
+        Returns:
+            Lower and upper ends of the best ranges, shape [C].
+        """
+        edges = bin_edges(low, high, self.bins)
+        density = counts.to(edges.dtype) / edges.diff(dim=1)
+        padded = torch.nn.functional.pad(density, (1, 1))
+        weights = padded[:, :-1] - padded[:, 1:]
+        return self._search(
+            lambda scale, zero: histogram_error(
+                edges, weights, scale, zero, self.quant_min, self.quant_max, self.p),
+            low, high, pair_stages(),
+        )  # fmt: skip
 
     def _search(self, error, low, high, stages) -> tuple[Tensor, Tensor]:
         if self.is_symmetric:
-            return search_symmetric(error, self.to_qparams, low, high, self.grid)
-        return search_asymmetric(error, self.to_qparams, low, high, stages)
+            limits = symmetric_limits(low, high, self.quant_min, self.quant_max)
+            return search_range(error, self.to_qparams, *limits, symmetric_stages())
+        return search_range(error, self.to_qparams, low.clamp(max=0), high.clamp(min=0), stages)
+
+    def count(self, rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count a batch into a histogram over its own range and that given.
+
+        Args:
+            rows: float32, shape [C, K].
+            low: Lower ends of a range to include, shape [C].
+            high: Upper ends, shape [C].
+
+        Returns:
+            Counts, shape [C, bins], and the ends of their range, shape [C].
+        """
+        stride = sample_stride(rows, self.max_samples)
+        if stride == 1:
+            own_low, own_high = torch.aminmax(rows, dim=1)
+            low, high = torch.minimum(own_low, low), torch.maximum(own_high, high)
+            return count_values(rows, low, high, self.bins), low, high
+        blocks = block_extremes(rows)
+        low, high = torch.minimum(blocks[0].amin(1), low), torch.maximum(blocks[1].amax(1), high)
+        return estimate_counts(rows, blocks, low, high, self.bins, stride), low, high
 
 
 @MODELS.register_module()
 class MSEObserver(ErrorSearchObserver):
     """The range that minimises sum |x - fq(x)|^p over all data seen.
 
-    Two ways, told apart by ``exact``:
+    There are two ways, told apart by ``exact``:
 
-    * values (``exact=True``, the default per channel, meant for weights): the search runs on all values of the
-      tensor as soon as it is observed, and the last tensor observed counts;
+    * values (``exact=True``, the default per channel, meant for weights): the search runs on all values of a tensor as
+      soon as it is observed, and the last tensor observed counts;
     * histogram (``exact=False``, the default per tensor, meant for activations): all batches are gathered in a
-      histogram and the search runs on that when parameters are computed. As long as no more than ``max_samples``
+      histogram, and the search runs on that when parameters are computed. As long as no more than ``max_samples``
       values were seen, they are kept and searched instead (kept only in memory: a checkpoint has the histogram).
 
     Args:
@@ -102,26 +151,20 @@ class MSEObserver(ErrorSearchObserver):
 
     def update(self, x: Tensor) -> None:
         """Search on ``x``, or add it to the histogram."""
-        low, high = (v.reshape(-1).to(torch.float32) for v in extremes(x, self.ch_axis))
         rows = self.rows(x).to(torch.float32)
         if self.exact:
+            low, high = (v.reshape(-1) for v in extremes(x, self.ch_axis))
             self.min_val.copy_(low)
             self.max_val.copy_(high)
-            best = self.search_values(rows, low, high)
+            best = self.search_values(rows, self.min_val, self.max_val)
             self.best_min.copy_(best[0])
             self.best_max.copy_(best[1])
         else:
-            self._count(rows, low, high)
+            counts, low, high = self.count(rows, self.min_val, self.max_val)
+            self.counts.copy_(counts.add_(rebin(self.counts, self.min_val, self.max_val, low, high)))
+            self.min_val.copy_(low)
+            self.max_val.copy_(high)
             self._keep(rows)
-
-    def _count(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        low, high = torch.minimum(low, self.min_val), torch.maximum(high, self.max_val)
-        counts = rebin(self.counts, self.min_val, self.max_val, low, high)
-        sample = subsample(rows, self.max_samples)
-        counts += count_values(sample, low, high, self.bins) * (rows.shape[1] / sample.shape[1])
-        self.counts.copy_(counts)
-        self.min_val.copy_(low)
-        self.max_val.copy_(high)
 
     def _keep(self, rows: Tensor) -> None:
         if self._kept is None:
@@ -140,7 +183,7 @@ class MSEObserver(ErrorSearchObserver):
             low, high = self.search_values(torch.cat(self._kept, 1), self.min_val, self.max_val)
         else:
             low, high = self.search_histogram(self.counts, self.min_val, self.max_val)
-        return _unless_bad(low, self.min_val, self.max_val), _unless_bad(high, self.max_val, self.min_val)
+        return unless_bad(low, high, self.min_val, self.max_val)
 
     def global_range(self) -> tuple[Tensor, Tensor]:
         """Give the best range for the data of all processes; in the mode ``exact`` the mean of their best ranges."""
@@ -152,9 +195,15 @@ class MSEObserver(ErrorSearchObserver):
         else:
             counts = reduce_sum(rebin(self.counts, self.min_val, self.max_val, low, high))
             best = self.search_histogram(counts, low, high)
-        return _unless_bad(best[0], low, high), _unless_bad(best[1], high, low)
+        return unless_bad(*best, low, high)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        # Values kept from before are not what the loaded statistics are about.
+        self._kept = None
 
 
-def _unless_bad(best: Tensor, extreme: Tensor, other: Tensor) -> Tensor:
-    """Give ``extreme``, which tells of no data or of NaN and infinite ones, in place of ``best`` where it does."""
-    return best.where(torch.isfinite(extreme) & torch.isfinite(other), extreme)
+def unless_bad(low: Tensor, high: Tensor, least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
+    """Give a range found by search, or the extremes where those tell of no data or of NaN or infinite ones."""
+    good = torch.isfinite(least) & torch.isfinite(greatest)
+    return low.where(good, least), high.where(good, greatest)

@@ -1,38 +1,148 @@
-"""Choice between the eager formulas and the compiled ones, and their gradient."""
+"""Fake quantization: the choice between the eager and the compiled formula, and the gradient."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import compiled, reference
+from .layout import channel_view, is_dense
+
+MIN_NUMEL = 2**14
+"""Smaller tensors are quicker in eager (measured on CPU)."""
+
+# Example shapes: of the tensor, of scale and zero point, of the bounds.
+_FLAT = ((2**20,), (1,), (1,), (), ())
+_CHANNEL_FIRST = ((64, 4608), (64,), (64,), (), ())
+_CHANNEL_LAST = ((4608, 64), (64,), (64,), (), ())
+_CHANNEL_MIDDLE = ((32, 64, 784), (64,), (64,), (), ())
+
+Spec = tuple[int, int, int]
+"""quant_min, quant_max, ch_axis."""
 
 
 @contextlib.contextmanager
 def eager_mode() -> Iterator[None]:
-    """Use the eager formulas inside this context."""
-    yield
+    """Use the eager formulas inside this context, in all threads."""
+    before, compiled.switch.on = compiled.switch.on, False
+    try:
+        yield
+    finally:
+        compiled.switch.on = before
+
+
+def _forward_before_last(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return reference.forward_formula(x, scale.unsqueeze(1), zero_point.unsqueeze(1), low, high)
+
+
+def _backward_before_last(
+    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    return reference.backward_formula(grad, x, scale.unsqueeze(1), zero_point.unsqueeze(1), low, high)
+
+
+def _run(
+    plain: Callable[..., Tensor], before_last: Callable[..., Tensor], values: list[Tensor], params: list, ch_axis: int
+) -> Tensor | None:
+    """Run a compiled formula on views in memory order.
+
+    Args:
+        plain: Formula for channels in the last dimension of a view, or for one value of scale.
+        before_last: Formula for channels in the dimension before the last one.
+        values: One or two dense tensors of equal shape and strides.
+        params: scale, zero_point and the bounds.
+        ch_axis: Dimension of the channels; -1: per tensor.
+
+    Returns:
+        Shape and strides of the values, or None if there is no compiled code.
+    """
+    x = values[0]
+    if params[0].numel() == 1:
+        function, shapes = plain, _FLAT
+        views = [v.as_strided((v.numel(),), (1,)) for v in values]
+        params = [p.reshape(shape) for p, shape in zip(params, _FLAT[1:])]
+    else:
+        views = [channel_view(v, ch_axis) for v in values]
+        if views[0].dim() == 3:
+            function, shapes = before_last, _CHANNEL_MIDDLE
+        elif x.stride(ch_axis) == 1:
+            function, shapes = plain, _CHANNEL_LAST
+        else:
+            function, shapes = before_last, _CHANNEL_FIRST
+    result = compiled.run(function, shapes[:1] * len(views) + shapes[1:], *views, *params)
+    # Changed in place: a view made here could not be modified in place by the caller (an in-place ReLU, say).
+    return result if result is None else result.as_strided_(x.shape, x.stride())
+
+
+def _forward(x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+    quant_min, quant_max, ch_axis = spec
+    low, high = reference.bounds(quant_min, quant_max, x.dtype, x.device)
+    if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+        params = [scale, zero_point, low, high]
+        result = _run(reference.forward_formula, _forward_before_last, [x], params, ch_axis)
+        if result is not None:
+            return result
+    return reference.forward_formula(x, *reference.broadcastable(x, scale, zero_point, ch_axis), low, high)
+
+
+def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+    quant_min, quant_max, ch_axis = spec
+    low, high = reference.bounds(quant_min, quant_max, x.dtype, x.device)
+    # Under create_graph the gradient has to be differentiable itself, which the eager formula is.
+    if compiled.usable(x, MIN_NUMEL) and is_dense(x) and not torch.is_grad_enabled():
+        if grad.stride() != x.stride():
+            grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+        params = [scale, zero_point, low, high]
+        result = _run(reference.backward_formula, _backward_before_last, [grad, x], params, ch_axis)
+        if result is not None:
+            return result
+    return reference.backward_formula(grad, x, *reference.broadcastable(x, scale, zero_point, ch_axis), low, high)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Fake quantization with the straight-through gradient; keeps only the input and the parameters."""
+    """Fake quantization with the straight-through gradient; keeps only the input and the small parameters."""
 
     @staticmethod
-    def forward(ctx, x, scale, zero_point, quant_min, quant_max, ch_axis):
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.spec = (quant_min, quant_max, ch_axis)
-        return reference.fake_quantize(x, scale, zero_point, *ctx.spec)
+        ctx.spec = spec
+        return _forward(x, scale, zero_point, spec)
 
     @staticmethod
-    def backward(ctx, grad):
-        return (reference.fake_quantize_backward(grad, *ctx.saved_tensors, *ctx.spec), *[None] * 5)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(grad, *ctx.saved_tensors, ctx.spec), None, None, None
 
 
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1
 ) -> Tensor:
-    """Quantize and dequantize."""
-    return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, ch_axis)
+    """Quantize and dequantize.
+
+    Bit-equal to ``torch.fake_quantize_per_{tensor,channel}_affine`` where those take the range and its integers are
+    exact in float32; beyond (more than 24 bits) computed in float64, so that the result is as good as float32 allows.
+    Half types are computed in float32. NaN stays NaN.
+
+    Args:
+        x: Floating-point values of any shape.
+        scale: Positive, shape [1] or [C].
+        zero_point: Whole numbers, shape as ``scale``.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels; -1: per tensor.
+
+    Returns:
+        ``(clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max) - zero_point) * scale`` in shape, memory
+        format and type of ``x``. Its gradient with respect to ``x`` is 1 where the clip changed nothing and 0
+        elsewhere (the straight-through estimator); there is none with respect to the parameters.
+    """
+    spec = (quant_min, quant_max, ch_axis)
+    if torch.is_grad_enabled():
+        if x.requires_grad:
+            return _FakeQuantize.apply(x, scale, zero_point, spec)
+        with torch.no_grad():
+            return _forward(x, scale, zero_point, spec)
+    return _forward(x, scale, zero_point, spec)

@@ -40,6 +40,25 @@ def flat_view(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,))
 
 
+def channel_view(x: Tensor, ch_axis: int) -> Tensor:
+    """View a dense tensor in memory order, with as few dimensions as one for the channels allows.
+
+    Args:
+        x: Dense tensor with more than one channel.
+        ch_axis: Dimension of the channels.
+
+    Returns:
+        Shape [C, inner], [outer, C] or [outer, C, inner], contiguous.
+    """
+    channels, inner = x.shape[ch_axis], x.stride(ch_axis)
+    outer = x.numel() // (channels * inner)
+    if inner == 1:
+        return x.as_strided((outer, channels), (channels, 1))
+    if outer == 1:
+        return x.as_strided((channels, inner), (inner, 1))
+    return x.as_strided((outer, channels, inner), (channels * inner, inner, 1))
+
+
 def channel_rows(x: Tensor, ch_axis: int) -> Tensor:
     """Arrange a tensor as one row of values per channel.
 

@@ -1,10 +1,13 @@
-"""Quantization formulas written out in eager torch: what the fast path has to equal, and its fall-back.
+"""Quantization formulas in eager torch: what the compiled path runs as well, and its fall-back.
 
 The arithmetic is torch's own (``torch.fake_quantize_per_{tensor,channel}_affine``): multiplication by the reciprocal
-of the scale, rounding half to even, then the zero point, then the clip.
+of the scale, rounding half to even, then the zero point, then the clip. Bounds come as tensors, so that one compiled
+function serves all bit widths; their type is the one to compute in.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ EXACT_FLOAT32_LEVELS = 2**24
 
 
 def work_dtype(dtype: torch.dtype, quant_min: int, quant_max: int) -> torch.dtype:
-    """Choose the type that the arithmetic is done in.
+    """Choose the type to compute in.
 
     Args:
         dtype: Type of the tensor to quantize.
@@ -28,22 +31,44 @@ def work_dtype(dtype: torch.dtype, quant_min: int, quant_max: int) -> torch.dtyp
     return torch.float64 if wide or dtype == torch.float64 else torch.float32
 
 
+@functools.lru_cache(maxsize=256)
+def bounds(quant_min: int, quant_max: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the bounds of the integers as tensors, made once.
+
+    Args:
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        dtype: Type of the tensor to quantize.
+        device: Its device.
+
+    Returns:
+        Two tensors of shape [] in the type to compute in.
+    """
+    work = work_dtype(dtype, quant_min, quant_max)
+    with torch.inference_mode(False):  # to serve in all modes
+        return tuple(torch.tensor(v, dtype=work, device=device) for v in (quant_min, quant_max))
+
+
+def integer_dtype(quant_min: int, quant_max: int) -> torch.dtype:
+    """Choose the integer type of quantized values and zero points: int32, or int64 where that is too small."""
+    info = torch.iinfo(torch.int32)
+    return torch.int32 if info.min <= quant_min and quant_max <= info.max else torch.int64
+
+
 def channel_shape(x: Tensor, param: Tensor, ch_axis: int) -> list[int]:
-    """Give the shape in which a per-channel parameter broadcasts against a tensor.
+    """Give the shape in which a parameter of several channels broadcasts against a tensor.
 
     Args:
         x: The tensor, any shape.
-        param: Scale or zero point, shape [] or [1] (per tensor) or [C].
-        ch_axis: Dimension of the channels in ``x``; -1: per tensor.
+        param: Scale or zero point, shape [C].
+        ch_axis: Dimension of the channels in ``x``.
 
     Returns:
-        ``[1, ..., C, ..., 1]``, or ``[]`` for one value.
+        ``[1, ..., C, ..., 1]``.
 
     Raises:
-        ValueError: ``param`` has neither one element nor one per channel.
+        ValueError: The tensor does not have C channels.
     """
-    if param.numel() == 1:
-        return []
     if not 0 <= ch_axis < x.dim() or param.shape != (x.shape[ch_axis],):
         raise ValueError(
             f'scale and zero_point of shape {tuple(param.shape)} do not fit a tensor of shape {tuple(x.shape)} '
@@ -54,69 +79,61 @@ def channel_shape(x: Tensor, param: Tensor, ch_axis: int) -> list[int]:
     return shape
 
 
+def broadcastable(x: Tensor, scale: Tensor, zero_point: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
+    """Reshape scale and zero point, each of one element or of shape [C], to broadcast against ``x``."""
+    if scale.numel() == 1:
+        return scale.reshape(()), zero_point.reshape(())
+    shape = channel_shape(x, scale, ch_axis)
+    return scale.reshape(shape), zero_point.reshape(shape)
+
+
 def integers(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Round to the grid without clipping: ``round(x * (1 / scale)) + zero_point``, in floating point.
+    """Round to the grid without clipping: ``round(x * (1 / scale)) + zero_point``.
 
     Args:
-        x: Values, in the type to compute in.
-        scale: Broadcastable, the same type.
-        zero_point: Broadcastable, the same type.
+        x: Values, any floating-point type.
+        scale: Broadcastable, the type to compute in.
+        zero_point: Broadcastable, the type to compute in.
 
     Returns:
-        Whole numbers in the type and shape of ``x``; NaN where ``x`` is NaN.
+        New tensor of whole numbers in the type of ``scale`` and shape of ``x``; NaN where ``x`` is NaN.
     """
-    return torch.round(x * (1.0 / scale)) + zero_point
+    return torch.mul(x.to(scale.dtype), 1.0 / scale).round_().add_(zero_point)
 
 
-def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1
-) -> Tensor:
-    """Quantize and dequantize; see :func:`mmrazor_quant.ops.fake_quantize`. Not differentiable by itself."""
-    work = work_dtype(x.dtype, quant_min, quant_max)
-    shape = channel_shape(x, scale, ch_axis)
-    s, z = scale.to(work).reshape(shape), zero_point.to(work).reshape(shape)
-    q = integers(x.to(work), s, z).clamp(quant_min, quant_max)
-    return ((q - z) * s).to(x.dtype)
-
-
-def inside(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1) -> Tensor:
-    """Tell which values the clip leaves alone: where the straight-through gradient is 1.
+def forward_formula(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Quantize and dequantize.
 
     Args:
-        x: Values of any shape.
-        scale: Shape [], [1] or [C].
-        zero_point: Shape as ``scale``.
-        quant_min: Lowest integer.
-        quant_max: Highest integer.
-        ch_axis: Dimension of the channels; -1: per tensor.
+        x: Values, any floating-point type and shape.
+        scale: Broadcastable, any floating-point type.
+        zero_point: Broadcastable, any type.
+        low: Lowest integer, shape [], in the type to compute in.
+        high: Highest integer, likewise.
 
     Returns:
-        bool, shape of ``x``; False where ``x`` is NaN.
+        ``(clamp(round(x * (1 / scale)) + zero_point, low, high) - zero_point) * scale`` in type and shape of ``x``.
     """
-    work = work_dtype(x.dtype, quant_min, quant_max)
-    shape = channel_shape(x, scale, ch_axis)
-    q = integers(x.to(work), scale.to(work).reshape(shape), zero_point.to(work).reshape(shape))
-    return (q >= quant_min) & (q <= quant_max)
+    s, z = scale.to(low.dtype), zero_point.to(low.dtype)
+    return integers(x, s, z).clamp_(low, high).sub_(z).mul_(s).to(x.dtype)
 
 
-def fake_quantize_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1
-) -> Tensor:
-    """Straight-through gradient: ``grad`` inside the clip range, 0 outside.
+def backward_formula(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Straight-through gradient: ``grad`` where the clip left ``x`` alone, times 0 elsewhere (also for NaN).
 
     Args:
-        grad: Gradient of the result, shape of ``x``.
-        x: What was quantized.
-        scale: Shape [], [1] or [C].
-        zero_point: Shape as ``scale``.
-        quant_min: Lowest integer.
-        quant_max: Highest integer.
-        ch_axis: Dimension of the channels; -1: per tensor.
+        grad: Gradient of the result, shape and type of ``x``.
+        x: As in :func:`forward_formula`, and so the others.
+        scale: Broadcastable.
+        zero_point: Broadcastable.
+        low: Lowest integer.
+        high: Highest integer.
 
     Returns:
-        Gradient of ``x``, shape and type of ``x``.
+        Gradient of ``x``.
     """
-    return grad * inside(x, scale, zero_point, quant_min, quant_max, ch_axis)
+    q = integers(x, scale.to(low.dtype), zero_point.to(low.dtype))
+    return grad * ((q >= low) & (q <= high))
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1) -> Tensor:
@@ -134,30 +151,25 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant
         ``clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max)`` in the shape of ``x``: int32, or int64
         where the range does not fit int32.
     """
-    work = work_dtype(x.dtype, quant_min, quant_max)
-    shape = channel_shape(x, scale, ch_axis)
-    q = integers(x.to(work), scale.to(work).reshape(shape), zero_point.to(work).reshape(shape))
-    return q.clamp(quant_min, quant_max).to(integer_dtype(quant_min, quant_max))
+    scale, zero_point = broadcastable(x, scale, zero_point, ch_axis)
+    low, high = bounds(quant_min, quant_max, x.dtype, x.device)
+    q = integers(x, scale.to(low.dtype), zero_point.to(low.dtype)).clamp_(low, high)
+    return q.to(integer_dtype(quant_min, quant_max))
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, ch_axis: int = -1) -> Tensor:
     """Turn integers back into values.
 
     Args:
-        q: Integers of any shape.
-        scale: Shape [], [1] or [C], the type of the result.
+        q: Integers of any shape, up to 32 bits.
+        scale: Shape [], [1] or [C]; its type is that of the result.
         zero_point: Integers, shape as ``scale``.
         ch_axis: Dimension of the channels; -1: per tensor.
 
     Returns:
         ``(q - zero_point) * scale`` in the type of ``scale`` and shape of ``q``.
     """
-    shape = channel_shape(q, scale, ch_axis)
-    steps = (q.to(torch.int64) - zero_point.to(torch.int64).reshape(shape)).to(torch.float64)
-    return (steps * scale.to(torch.float64).reshape(shape)).to(scale.dtype)
-
-
-def integer_dtype(quant_min: int, quant_max: int) -> torch.dtype:
-    """Choose the integer type of quantized values and zero points: int32, or int64 where that is too small."""
-    bounds = torch.iinfo(torch.int32)
-    return torch.int32 if bounds.min <= quant_min and quant_max <= bounds.max else torch.int64
+    scale, zero_point = broadcastable(q, scale, zero_point, ch_axis)
+    steps = q.to(torch.int64) - zero_point.to(torch.int64)
+    # In float64, where up to 33 bits times 24 are exact enough to be rounded once.
+    return (steps.to(torch.float64) * scale.to(torch.float64)).to(scale.dtype)

@@ -1,0 +1,111 @@
+"""Running a function of tensors through ``torch.compile``, once for all shapes.
+
+Eager, each operation of a formula walks through memory by itself; compiled, there is one walk over it. What is slow is
+compiling, so a function is compiled once per number of dimensions and types, on an example made here, and without
+torch's checks (guards) before each call: those would compile again for each of autocast, inference mode, views of other
+tensors, and so on, on none of which the functions depend. In exchange, callers see to it that shapes relate to each
+other as those of the example do.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+EAGER_VARIABLE = 'MMRAZOR_QUANT_EAGER'
+"""Environment variable: 1 keeps everything in eager."""
+
+MAX_NUMEL = 2**31 - 1
+"""Larger tensors would need other code, with 64-bit indices."""
+
+_DEVICES = ('cpu', 'cuda')
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class _Switch:
+    """Whether compiled code may be used now."""
+
+    def __init__(self) -> None:
+        self.on = os.environ.get(EAGER_VARIABLE, '0').lower() in ('', '0', 'false', 'off')
+
+
+switch = _Switch()
+
+
+def usable(x: Tensor, min_numel: int) -> bool:
+    """Tell whether a tensor may go to compiled code.
+
+    Args:
+        x: The main argument.
+        min_numel: Fewer elements are quicker in eager.
+
+    Returns:
+        False for few elements, for tensors that stand for others (subclasses, fake tensors, meta device), while the
+        caller itself is being traced or compiled, and where eager was asked for.
+    """
+    return (
+        switch.on
+        and min_numel <= x.numel() <= MAX_NUMEL
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type in _DEVICES
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def run(function: Callable[..., Tensor], shapes: Shapes, *tensors: Tensor) -> Tensor | None:
+    """Call the compiled version of a function. Gradient mode has to be off.
+
+    Args:
+        function: Function of tensors at module level, without control flow that depends on their sizes.
+        shapes: Example shape of each tensor. Equal numbers in it say that sizes are always equal, 1 that a size is
+            always 1, and any other number that it varies; the compiler takes it for a typical size.
+        *tensors: The arguments.
+
+    Returns:
+        The result; None if there is no compiled code on this machine.
+    """
+    try:
+        kinds = tuple([(t.dtype, t.device.type) for t in tensors])
+        return _compile(function, shapes, kinds, torch.get_num_threads())(*tensors)
+    except Exception as error:
+        return _give_up(error)
+
+
+@functools.cache
+def _compile(function: Callable[..., Tensor], shapes: Shapes, kinds: tuple, threads: int) -> Callable[..., Tensor]:
+    # torch counts compilations per code object and gives up after a few, so each gets its own copy.
+    code = function.__code__.replace(co_name=function.__name__)
+    copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    compiled = torch.compile(copy, dynamic=True, fullgraph=True, options={'guard_filter_fn': _no_guards})
+    with torch.inference_mode(False), torch.no_grad():
+        compiled(*[torch.ones(s, dtype=dtype, device=device) for s, (dtype, device) in zip(shapes, kinds)])
+    return compiled
+
+
+def _no_guards(guards: list[Any]) -> list[bool]:
+    return [False] * len(guards)
+
+
+def _give_up(error: Exception) -> None:
+    """Go on in eager from now on, and say so."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    switch.on = False
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
+    print_log(
+        f'torch.compile does not work here ({type(error).__name__}: {first_line}), usually for want of a C++ compiler. '
+        f'Fake quantization goes on in eager, several times slower. {EAGER_VARIABLE}=1 silences this message.',
+        logger='current',
+        level=logging.WARNING,
+    )
