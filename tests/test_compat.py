@@ -101,9 +101,7 @@ def test_checkpoints_of_numpy_1_load():
 
 def test_other_getattr_is_refused():
     """What an attacker would write: reach a module through an attribute of something allowed."""
-    code = pickle_of_call(
-        'builtins.getattr', reference(HISTORY_BUFFER), string('__init__')
-    )
+    code = pickle_of_call('builtins.getattr', reference(HISTORY_BUFFER), string('__init__'))
     with pytest.raises(pickle.UnpicklingError, match='refused'):
         load_pickle(code)
 
@@ -129,9 +127,7 @@ def test_code_is_refused(path, tmp_path):
 
 def test_result_of_getattr_cannot_be_called():
     """A statistics method is data here: a checkpoint must not make it run."""
-    inner = pickle_of_call(
-        'builtins.getattr', reference(HISTORY_BUFFER), string('mean')
-    )
+    inner = pickle_of_call('builtins.getattr', reference(HISTORY_BUFFER), string('mean'))
     code = inner[:-1] + b'(' + string('x') + b'tR.'
     with pytest.raises(pickle.UnpicklingError):
         load_pickle(code)
