@@ -1,0 +1,168 @@
+"""Every config resolves, names what exists, and its quantizer accepts what it says."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmcls
+import pytest
+import yaml
+from mmcls.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS
+
+import mmrazor_quant  # noqa: F401
+from mmrazor_quant.engine.checkpoint import check_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2] / 'configs'
+MODULES = {'examples/tinynet.py', 'examples/built_module.py'}
+"""Python files beside the examples that are no configs."""
+
+PATHS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
+CONFIGS = [name for name in PATHS if name not in MODULES]
+QUANTIZED = [name for name in CONFIGS if name.split('/')[0] in ('ptq', 'qat')]
+STOCK = [name for name in QUANTIZED if 'benchmark' not in name]
+NETWORKS = ['resnet18', 'resnet50', 'mobilenet-v2', 'mobilenet-v3-small', 'efficientnet-b0', 'repvgg-A0']
+NETWORKS += ['vit-base-p16', 'swin-tiny', 'convnext-tiny']
+
+
+@pytest.fixture(autouse=True, scope='module')
+def registered() -> None:
+    """Have the modules of mmcls in its registries."""
+    register_all_modules(init_default_scope=False)
+
+
+@functools.cache
+def resolved(name: str) -> Config:
+    """Load a config as the tools do, once for all tests."""
+    return Config.fromfile(ROOT / name)
+
+
+def load(name: str) -> Config:
+    """Load a config; what a test changes in it is its own."""
+    return copy.deepcopy(resolved(name))
+
+
+def dicts_of(value: Any) -> Iterator[dict]:
+    """Yield all dicts in a config that have a type."""
+    if isinstance(value, dict):
+        if 'type' in value:
+            yield value
+        value = [each for key, each in value.items() if key != 'init_cfg']
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from dicts_of(each)
+
+
+def check_types(registry: Any, value: Any) -> None:
+    """Look every type in a part of a config up, as building it would."""
+    for each in dicts_of(value):
+        with registry.switch_scope_and_registry(each.get('_scope_', 'mmcls')) as scoped:
+            assert scoped.get(each['type']) is not None, each['type']
+
+
+@pytest.mark.parametrize('name', ['ptq/swin-tiny_w4a8_in1k.py', 'qat/benchmark/resnet20_w4a4_cifar10.py'])
+def test_survives_a_dump(name, tmp_path):
+    cfg = load(name)
+    cfg.dump(tmp_path / 'dumped.py')
+
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_types_exist(name):
+    cfg = load(name)
+    model = cfg.model.get('architecture', cfg.model)
+
+    assert cfg.default_scope == 'mmcls'
+    check_types(MODELS, {key: model[key] for key in ('type', 'backbone', 'neck', 'head') if model.get(key)})
+    check_types(OPTIMIZERS, cfg.get('optim_wrapper', {}).get('optimizer'))
+    check_types(PARAM_SCHEDULERS, cfg.get('param_scheduler'))
+    check_types(HOOKS, [cfg.get('default_hooks'), cfg.get('custom_hooks')])
+    loaders = [cfg[key] for key in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(key)]
+    for dataset in [loader['dataset'] for loader in loaders]:
+        check_types(DATASETS, {'type': dataset['type']})
+        check_types(TRANSFORMS, dataset.get('pipeline'))
+    check_types(METRICS, [cfg.get('val_evaluator'), cfg.get('test_evaluator')])
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if '_w' in name])
+def test_quantizer_accepts_its_qconfig(name):
+    cfg = load(name)
+
+    assert cfg.model.type == 'mmrazor.GeneralQuant'
+    quantizer = MODELS.build(cfg.model.quantizer)
+    schemes = [config.scheme for config in quantizer.qconfig.all_tensor_configs()[:2]]
+    bits = re.search(r'_w(\d+)a(\d+)', name).groups()
+    assert [scheme.bit for scheme in schemes] == [int(bit) for bit in bits]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('field', ['train_cfg', 'test_cfg'])
+def test_loops_take_their_arguments(name, field):
+    loop = load(name).get(field, {}).copy()
+    kind = loop.pop('type', None)
+    is_ptq, is_qat = name.startswith('ptq/') and field == 'test_cfg', name.startswith('qat/') and field == 'train_cfg'
+
+    assert (kind == 'mmrazor.PTQLoop') or not is_ptq
+    assert (kind == 'mmrazor.QATEpochBasedLoop') or not is_qat
+    if kind is not None:
+        loop_class = LOOPS.get(kind)
+        inspect.signature(loop_class).bind(None, *([None] * (1 + (field == 'test_cfg'))), **loop)
+        assert set(loop) <= set(inspect.signature(loop_class).parameters)
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('kind', ['ptq', 'qat'])
+def test_networks_have_configs(kind, network):
+    assert f'{kind}/{network}_w8a8_in1k.py' in STOCK
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_architecture_and_weights_belong_together(name):
+    """What mmcls itself gives as the weights of the config that the architecture comes from."""
+    models = Path(mmcls.__file__).parent / '.mim' / 'configs'
+    path = next(line for line in (ROOT / name).read_text().splitlines() if "'mmcls::" in line).split("'")[1]
+    stock = Config.fromfile(models / path.removeprefix('mmcls::'))
+    metafile = yaml.safe_load((models / Path(path.removeprefix('mmcls::')).parent / 'metafile.yml').read_text())
+    weights = [model['Weights'] for model in metafile['Models'] if model['Config'].endswith(path.partition('::')[2])]
+
+    cfg = load(name)
+
+    assert cfg.model.float_checkpoint in weights
+    assert strip_scope(cfg.model.architecture) == strip_scope(stock.model)
+    assert strip_scope(cfg.test_dataloader) == strip_scope(stock.test_dataloader)
+    check_checkpoint(cfg.model.float_checkpoint, 'float_checkpoint')
+
+
+def strip_scope(value: Any) -> Any:
+    """Leave out what mmengine notes about where a part of a config comes from."""
+    if isinstance(value, dict):
+        return {key: strip_scope(each) for key, each in value.items() if key != '_scope_'}
+    if isinstance(value, (list, tuple)):
+        return [strip_scope(each) for each in value]
+    return value
+
+
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if name.startswith('qat/')])
+def test_nothing_of_the_stock_schedule_is_left(name):
+    cfg = load(name)
+
+    assert [scheduler.type for scheduler in cfg.param_scheduler] == ['CosineAnnealingLR']
+    assert cfg.param_scheduler[0].T_max == cfg.train_cfg.max_epochs == 10
+    assert cfg.optim_wrapper == cfg.qat_optim_wrapper
+    assert cfg.get('custom_hooks', []) == []
+
+
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if 'w4a4' in name])
+def test_first_and_last_layer_at_8_bits(name):
+    orders = {item['order']: item for item in load(name).model.quantizer.qconfig.overrides}
+
+    assert set(orders) == {'first', 'last'}
+    assert all(item[f'{kind}_qscheme'] == {'bit': 8} for item in orders.values() for kind in 'wa')
