@@ -12,9 +12,11 @@ from mmengine.model import BaseModel
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmrazor_quant.codebases import build_examples
+from mmrazor_quant.codebases import build_examples, has_modes
 from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
 from mmrazor_quant.graph.layers import BATCH_NORM_TYPES, folded_weight
+from mmrazor_quant.observers import RangeObserver
 from mmrazor_quant.registry import MODELS
 from mmrazor_quant.tracing.report import CaptureReport
 
@@ -30,7 +32,8 @@ class GeneralQuant(BaseModel):
     loads into it as it is.
 
     Args:
-        architecture: config of the model, or the built model.
+        architecture: config of the model, or the built model: an OpenMMLab model with its modes ``loss``, ``predict``
+            and ``tensor``, or any module (which has no loss, and so cannot be trained by mmengine's loops).
         quantizer: config of the quantizer, or the built quantizer.
         data_preprocessor: config for the architecture's data preprocessor where it names none (mmengine passes the
             one at the top of a config).
@@ -41,7 +44,9 @@ class GeneralQuant(BaseModel):
 
     Raises:
         TypeError: an architecture that is neither a config nor a module.
-        ValueError: a field of the quantizer, or an input shape that the model does not run on.
+        FileNotFoundError: no file at ``float_checkpoint``.
+        ValueError: a field of the quantizer, an input shape that the model does not run on, or a ``float_checkpoint``
+            that is damaged or of another model.
 
     Example:
         >>> model = dict(
@@ -60,20 +65,26 @@ class GeneralQuant(BaseModel):
         float_checkpoint: str | None = None,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        # BaseModel registers a preprocessor of its own; the architecture has one, and it is the one in use.
-        del self._modules['data_preprocessor']
-        self.quantizer = _build_quantizer(quantizer)
-        self.architecture = _build_architecture(architecture, data_preprocessor)
+        quantizer = _build_quantizer(quantizer)
+        architecture = _build_architecture(architecture, data_preprocessor)
+        has_preprocessor = hasattr(architecture, 'data_preprocessor')
+        super().__init__(None if has_preprocessor else data_preprocessor, init_cfg)
+        if has_preprocessor:
+            del self._modules['data_preprocessor']
+        self.quantizer, self.architecture = quantizer, architecture
         self.float_checkpoint = float_checkpoint
         if float_checkpoint is not None:
-            load_checkpoint(self.architecture, float_checkpoint, map_location='cpu')
+            _load_float(self.architecture, float_checkpoint)
         self.findings, self.inserted = self.quantizer.prepare(
             self.architecture, build_examples(self.architecture, input_shape)
         )
+        # Not every observer of torch or of a user can forget what it saw.
+        observers = {path: _observer(quantizer) for path, quantizer in self._quantizers()}
+        self._fresh = {p: copy.deepcopy(o) for p, o in observers.items() if not isinstance(o, RangeObserver)}
         self.register_buffer('quant_calibrated', torch.zeros(1, dtype=torch.uint8))
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
+        self.register_load_state_dict_post_hook(_forgive_float_checkpoint)
         self.set_quant_state(False, False, False, False)
         print_log(f'Quantized model:\n{self.capture_report().table()}', logger='current')
 
@@ -88,11 +99,26 @@ class GeneralQuant(BaseModel):
                 raise
             return getattr(self.architecture, name)
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
-        """Runs the architecture in mode ``loss``, ``predict`` or ``tensor``."""
-        if not hasattr(self.architecture, 'predict'):
-            return self.architecture(inputs)
-        return self.architecture(inputs, data_samples, mode=mode)
+    def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the architecture.
+
+        Args:
+            inputs: images.
+            *args: the architecture's further arguments, such as the data samples.
+            **kwargs: the same by name, and ``mode``: ``loss``, ``predict`` or ``tensor``. A module without modes is
+                given the inputs alone.
+
+        Raises:
+            TypeError: mode ``loss`` of a module without modes.
+        """
+        if has_modes(self.architecture):
+            return self.architecture(inputs, *args, **kwargs)
+        if 'loss' in (args[1:2] or (kwargs.get('mode'),)):
+            raise TypeError(
+                f"architecture: mode 'loss' wanted of a {type(self.architecture).__name__}, which has no modes; "
+                'derive it from mmengine.model.BaseModel'
+            )
+        return self.architecture(inputs)
 
     def init_weights(self) -> None:
         """Initialises the architecture, unless its weights came from ``float_checkpoint``."""
@@ -110,6 +136,10 @@ class GeneralQuant(BaseModel):
         """Yields path and module of every activation quantizer."""
         for path in self.inserted.activations:
             yield path, self.architecture.get_submodule(path)
+
+    def _quantizers(self) -> Iterator[tuple[str, FakeQuantizeBase]]:
+        yield from self.weight_quantizers()
+        yield from self.act_quantizers()
 
     def set_quant_state(
         self,
@@ -145,7 +175,7 @@ class GeneralQuant(BaseModel):
         """
         for site in self.inserted.weights:
             quantizer = self.architecture.get_submodule(site.quantizer)
-            _reset(quantizer)
+            self._reset(site.quantizer, quantizer)
             _observer(quantizer)(self._weight(site.layer, site.norm, site.weight))
             _compute(site.quantizer, quantizer)
 
@@ -166,8 +196,16 @@ class GeneralQuant(BaseModel):
 
     def reset_observers(self) -> None:
         """Forgets what all observers saw."""
-        for _, quantizer in (*self.weight_quantizers(), *self.act_quantizers()):
-            _reset(quantizer)
+        for path, quantizer in self._quantizers():
+            self._reset(path, quantizer)
+
+    def _reset(self, path: str, quantizer: FakeQuantizeBase) -> None:
+        observer = _observer(quantizer)
+        if isinstance(observer, RangeObserver):
+            observer.reset()
+        else:
+            vars(observer).update(copy.deepcopy(vars(self._fresh[path])))
+            observer.to(quantizer.scale.device)
 
     @property
     def is_calibrated(self) -> bool:
@@ -222,7 +260,7 @@ def _build_architecture(
 ) -> nn.Module:
     if isinstance(architecture, Mapping):
         architecture = copy.deepcopy(architecture)
-        if data_preprocessor is not None:
+        if data_preprocessor is not None and _takes_preprocessor(architecture):
             architecture.setdefault('data_preprocessor', data_preprocessor)
         architecture = MODELS.build(architecture)
     if not isinstance(architecture, nn.Module):
@@ -230,29 +268,51 @@ def _build_architecture(
     return architecture
 
 
+def _takes_preprocessor(architecture: Mapping[str, Any]) -> bool:
+    kind = architecture.get('type')
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _load_float(architecture: nn.Module, path: str) -> None:
+    field = 'float_checkpoint'
+    check_checkpoint(path, field)
+    checkpoint = load_checkpoint(architecture, path, map_location='cpu')
+    try:
+        check_checkpoint_matches(checkpoint, architecture)
+    except ValueError as error:
+        raise ValueError(f'{field}: {path}: {error}') from error
+
+
 def _observer(quantizer: FakeQuantizeBase) -> nn.Module:
     """Returns the observer (torch's own fake quantizer keeps it as ``activation_post_process``)."""
     return quantizer.activation_post_process
 
 
-def _reset(quantizer: FakeQuantizeBase) -> None:
-    observer = _observer(quantizer)
-    for name in ('reset', 'reset_min_max_vals'):
-        if hasattr(observer, name):
-            getattr(observer, name)()
-            return
-
-
 def _compute(path: str, quantizer: FakeQuantizeBase) -> None:
     try:
+        _check_observed(_observer(quantizer))
         if hasattr(quantizer, 'compute_qparams'):
             quantizer.compute_qparams()
         else:
             scale, zero_point = quantizer.calculate_qparams()
             quantizer.scale.resize_(scale.shape).copy_(scale)
             quantizer.zero_point.resize_(zero_point.shape).copy_(zero_point)
+        if not bool(torch.isfinite(quantizer.scale).all()):
+            raise ValueError(f'the scale is {quantizer.scale.tolist()}')
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+
+
+def _check_observed(observer: nn.Module) -> None:
+    """Refuses what torch's own observers turn into some scale or other; those of this package refuse it themselves."""
+    low, high = getattr(observer, 'min_val', None), getattr(observer, 'max_val', None)
+    if isinstance(observer, RangeObserver) or not isinstance(low, torch.Tensor) or not isinstance(high, torch.Tensor):
+        return
+    if low.numel() == 0 or bool((low > high).any()):
+        raise ValueError('no data were observed')
+    if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        raise ValueError('the observed data contain NaN or infinite values')
 
 
 def _strip_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
@@ -262,9 +322,20 @@ def _strip_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, lo
 
 def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     own = {prefix + name for name, _ in module.named_buffers(recurse=False)}
+    # Of a module without modes the preprocessor is not the architecture's, but this model's.
+    own_children = tuple(f'{prefix}{name}.' for name in module._modules)
     for key in [k for k in state_dict if k.startswith(prefix) and k not in own]:
-        if not key.startswith(prefix + _PREFIX):
+        if not key.startswith(own_children):
             state_dict[prefix + _PREFIX + key[len(prefix) :]] = state_dict.pop(key)
+
+
+def _forgive_float_checkpoint(module: GeneralQuant, incompatible: Any) -> None:
+    """Takes the quantization parameters off the missing keys where a checkpoint has none at all: a float one."""
+    paths = [f'{_PREFIX}{path}.' for path, _ in (*module.weight_quantizers(), *module.act_quantizers())]
+    missing = incompatible.missing_keys
+    if {f'{path}scale' for path in paths} <= set(missing):
+        own = (*paths, *(name for name, _ in module.named_buffers(recurse=False)))
+        missing[:] = [key for key in missing if not key.startswith(own)]
 
 
 def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:

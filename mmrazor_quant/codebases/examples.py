@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmrazor_quant.tracing.state import preserved, seeded
@@ -27,6 +28,11 @@ class Example:
 
     shape: tuple[int, ...]
     run: Callable[[], None]
+
+
+def has_modes(model: nn.Module) -> bool:
+    """Tells whether a model's forward takes OpenMMLab's ``mode``: ``loss``, ``predict`` or ``tensor``."""
+    return isinstance(model, BaseModel) or hasattr(model, 'predict')
 
 
 def build_examples(model: nn.Module, input_shape: Sequence[int] | None = None) -> list[Example]:
@@ -122,7 +128,7 @@ def _optional_forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> st
 def _forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> Any:
     parameter = next(model.parameters(), torch.empty(0))
     inputs = torch.randn(shape, dtype=parameter.dtype, device=parameter.device)
-    if not hasattr(model, 'predict'):
+    if not has_modes(model):
         return model(inputs)
     return model(inputs, _samples(model, shape), mode=mode)
 
