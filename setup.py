@@ -18,7 +18,7 @@ def read_version() -> str:
 # needs care (tools/env/mmcv_wheel.py). Without detection, mmcv-lite 2.0.x is enough; it must not be installed
 # beside mmcv, because both unpack into the same folder.
 INSTALL_REQUIRES = [
-    'torch>=2.4',
+    'torch>=2.6',
     'mmengine>=0.10.4',
     'mmcls>=1.0.0rc6,<2',
     'numpy>=1.23',
