@@ -135,6 +135,19 @@ def test_no_activation_is_kept_alive():
     assert not [obj for obj in gc.get_objects() if type(obj).__name__ == 'TensorValue'], tracer
 
 
+def test_containers_that_a_forward_fills():
+    def forward(module, x):
+        module.seen.append(x * 2)
+        module.by_name['x'] = x
+        return module.conv(x)
+
+    model = Net(forward, seen=[], by_name={}).eval()
+
+    find_islands(model, [lambda: model(X)], CustomTracer())
+
+    assert model.seen == [] and model.by_name == {}
+
+
 def test_no_patch_is_left_on_torch():
     apply = torch.autograd.Function.__dict__['apply']
     call, getattr_ = nn.Module.__call__, nn.Module.__getattr__

@@ -436,3 +436,22 @@ def test_mixed_precision_runs_through_islands():
         found, expected = model.eval()(SMALL), reference.eval()(SMALL)
 
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected))
+
+
+def test_blocks_that_leave_mixed_precision():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            with torch.autocast('cpu', enabled=False):
+                return self.conv(x)
+
+    model = Careful()
+    reference = copy.deepcopy(model)
+    captured(model)
+
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found, expected = model.eval()(SMALL), reference.eval()(SMALL)
+    assert found.dtype == expected.dtype == torch.float32

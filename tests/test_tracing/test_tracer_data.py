@@ -46,6 +46,8 @@ REFUSED = {
     'is_nonzero': lambda m, x: x * 2 if x.sum().is_nonzero() else x * 3,
     'repeat_interleave': lambda m, x: x * 2 if repeated(x).shape[1] > 4 else x * 3,
     'one_hot': lambda m, x: x * 2 if F.one_hot(x.abs().long()).shape[-1] > 5 else x * 3,
+    'arange of a tensor': lambda m, x: x * 2 if torch.arange(x.abs().max().int()).shape[0] > 5 else x * 3,
+    'slice by a tensor': lambda m, x: x * 2 if x.flatten(1)[:, : x.max().int()].shape[1] > 5 else x * 3,
     'a mask in a list': lambda m, x: x * 2 if x[[x > 0]].shape[0] > 70 else x * 3,
     'a list indexed by an item': lambda m, x: x * [1, 2, 3, 4][x.argmax().item() % 4],
     'range of an item': lambda m, x: sum([x for _ in range(x.argmax().item() % 7)], x),

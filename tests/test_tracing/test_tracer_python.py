@@ -47,6 +47,7 @@ FORWARDS = {
     'indexing by a tensor': lambda m, x: x[:, torch.tensor([2, 0])] + x[:, [0, 1]],
     'Ellipsis and None': lambda m, x: x[..., None, 0] + x[None, ..., -1, None][0],
     'format of a size': lambda m, x: {f'{x.dim()} dimensions': x * 2},
+    'str of a size': lambda m, x: getattr(m, 'con' + 'v' * (str(x.shape[1]) == '3'))(x),
 }
 
 
@@ -228,6 +229,38 @@ def test_custom_autograd_functions_keep_their_backward():
     assert torch.equal(found, x.grad)
     plain = torch.autograd.grad(module.conv(x).relu().sum(), x)[0]
     assert torch.allclose(found, plain * 2)
+
+
+def test_what_runs_without_gradient_stays_without():
+    @torch.no_grad()
+    def teacher(module, x):
+        return module.conv(x) * 3
+
+    def forward(module, x):
+        with torch.no_grad():
+            first = module.conv(x)
+        return module.conv(x) * first + teacher(module, x)
+
+    module = Net(forward)
+    captured = capture(module, X)
+
+    grads = []
+    for function in (module, captured):
+        module.zero_grad()
+        function(X).sum().backward()
+        grads.append(module.conv.weight.grad.clone())
+    assert torch.equal(*grads)
+    with torch.no_grad():
+        assert not captured(X).requires_grad
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_the_dtype_of_the_input_is_followed(dtype):
+    module = Net(lambda m, x: x * torch.ones(3, 1, 1, dtype=x.dtype) + torch.zeros(1).to(x.dtype))
+
+    captured = capture(module, X)
+
+    assert captured(X.to(dtype)).dtype == module(X.to(dtype)).dtype == dtype
 
 
 class Unseen(nn.Module):
