@@ -262,3 +262,11 @@ def test_all_documents_are_linked_from_the_readme():
     readme = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
     unlinked = [d.name for d in DOCUMENTS[1:] if d.relative_to(REPOSITORY).as_posix() not in readme]
     assert not unlinked
+
+
+@pytest.mark.parametrize('registry', [MODELS, LOOPS, TASK_UTILS], ids=lambda registry: registry.name)
+def test_everything_that_a_config_can_name_is_documented(registry):
+    ours = {name for name, kind in registry.module_dict.items() if kind.__module__.startswith('mmrazor_quant.')}
+    text = ''.join(document.read_text(encoding='utf-8') for document in DOCUMENTS)
+    assert ours, registry
+    assert not {name for name in ours if name not in text}
