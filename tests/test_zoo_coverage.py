@@ -191,6 +191,25 @@ def test_modes_that_the_float_model_lacks_are_noted_and_a_failing_capture_counts
     assert impossible.equal is None
 
 
+def test_features_are_compared_where_the_float_model_runs_no_mode():
+    class Distilled(Toy):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            raise NotImplementedError('distillation')
+
+        def extract_feat(self, inputs):
+            return self.conv(inputs)
+
+    model = Distilled()
+    other = coverage.eager_copy(model)
+    other.conv.bias.data += 1
+
+    alike = coverage.compare(model, coverage.eager_copy(model), (2, 3, 8, 8), True, lambda *_: [1])
+    different = coverage.compare(model, other, (2, 3, 8, 8), True, lambda *_: [1])
+
+    assert (alike.equal, different.equal) == (True, False)
+    assert len(alike.notes) == 2 and 'NotImplementedError: distillation' in alike.notes[0]
+
+
 def test_randomize_moves_every_parameter_and_statistic_and_is_repeatable():
     first, second = Toy(), Toy()
     coverage.randomize(first)

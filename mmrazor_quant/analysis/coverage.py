@@ -21,6 +21,8 @@ from mmrazor_quant.tracing.state import preserved, seeded
 BATCH = 2
 MODES = {False: ('tensor', 'predict'), True: ('tensor', 'loss')}
 """Modes of an OpenMMLab model that are compared, by training flag."""
+FEATURES = 'features'
+"""What is compared where the eager model can run none of them: the features before the head."""
 
 Annotate = Callable[[nn.Module, tuple[int, ...]], 'list[Any] | None']
 """``annotate(model, shape)``: annotations for a batch of images of that shape."""
@@ -115,7 +117,9 @@ def compare(
     """
     found, notes = [], []
     where = f'{"training" if training else "evaluating"} on {shape}'
-    for mode in MODES[training]:
+    for mode in (*MODES[training], FEATURES):
+        if mode == FEATURES and (found or not hasattr(eager, 'extract_feat')):
+            break
         expected = _run(eager, shape, training, mode, annotate)
         if isinstance(expected, Exception):
             notes.append(f'the float model cannot run mode {mode} ({_name(expected)})')
@@ -140,7 +144,10 @@ def _run(model: nn.Module, shape: tuple[int, ...], training: bool, mode: str, an
             for module in model.modules():
                 if isinstance(module, BATCH_NORM_TYPES):
                     module.eval()
-            return _plain(model(torch.randn(shape), annotate(model, shape), mode=mode))
+            images = torch.randn(shape)
+            if mode == FEATURES:
+                return _plain(model.extract_feat(images))
+            return _plain(model(images, annotate(model, shape), mode=mode))
     except Exception as error:  # whatever the model's code raises is what is asked for
         return error
 
