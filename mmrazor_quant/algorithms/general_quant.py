@@ -269,9 +269,12 @@ def _build_architecture(
 
 
 def _takes_preprocessor(architecture: Mapping[str, Any]) -> bool:
+    """Tells whether what a config names is an mmengine model; any other module has no preprocessor."""
     kind = architecture.get('type')
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(architecture.get('_scope_')) as registry:
+            kind = registry.get(kind)
+    return not isinstance(kind, type) or issubclass(kind, BaseModel)
 
 
 def _load_float(architecture: nn.Module, path: str) -> None:
