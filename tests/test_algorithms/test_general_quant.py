@@ -434,6 +434,25 @@ def test_a_module_without_preprocessor_uses_the_one_given():
     assert 'data_preprocessor' not in '\n'.join(model.state_dict())
 
 
+@pytest.mark.parametrize('name', ['Registered', 'mmrazor.Registered'])
+def test_a_registered_module_that_takes_no_preprocessor(name):
+    from mmrazor_quant.registry import MODELS as OWN_MODELS
+
+    @OWN_MODELS.register_module(name='Registered', force=True)
+    class Registered(nn.Sequential):
+        def __init__(self, width):
+            super().__init__(nn.Conv2d(3, width, 1))
+
+    try:
+        with DefaultScope.overwrite_default_scope('mmcls' if '.' in name else 'mmrazor'):
+            model = build(architecture=dict(type=name, width=2))
+    finally:
+        del OWN_MODELS._module_dict['Registered']
+
+    assert type(model.data_preprocessor).__name__ == 'ClsDataPreprocessor'
+    assert model(images(2, IMAGE)).shape == (2, 2, 16, 16)
+
+
 class Modes(BaseModel):
     """An mmengine model in its own words: no ``predict`` method, arguments of its own."""
 
