@@ -110,11 +110,13 @@ def convert_weights(graphs: list[fx.Graph], root: nn.Module, baked: dict[str, st
             owner = root.get_submodule(owner_path)
             _set_parameter(owner, name, root.get_submodule(quantizer_path)(getattr(owner, name)))
     for layer_path in calls:
-        delattr(root.get_submodule(layer_path), WEIGHT_QUANTIZER)
+        root.get_submodule(layer_path)._modules.pop(WEIGHT_QUANTIZER, None)
 
 
 def _bake_layer(root: nn.Module, layer_path: str, norm_path: str | None) -> None:
     layer = root.get_submodule(layer_path)
+    if not hasattr(layer, WEIGHT_QUANTIZER):  # baked before: it is part of another island too
+        return
     weight = layer.weight
     if norm_path is not None:
         norm = root.get_submodule(norm_path)

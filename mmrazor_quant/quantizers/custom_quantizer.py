@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -87,9 +88,10 @@ class CustomQuantizer:
             raise ValueError(f'architecture: no module with layers to quantize could be captured. {reasons}')
         inserted = Inserted()
         self.qconfig.start_matching()
+        shared = _shared_modules(model, list(findings.islands))
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
-            plan = Plan(self.fuse(island, module))
+            plan = Plan(self.fuse(island, module, shared))
             island.map_graphs(
                 functools.partial(
                     _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),
@@ -101,14 +103,22 @@ class CustomQuantizer:
         self.qconfig.check_matched(findings.called)
         return findings, inserted
 
-    def fuse(self, island: Island, module: nn.Module) -> dict[str, str]:
+    def fuse(self, island: Island, module: nn.Module, shared: frozenset[nn.Module] = frozenset()) -> dict[str, str]:
         """Takes fused attention apart and folds batch norms, in the graphs of one island.
+
+        Args:
+            island: what was captured of the module.
+            module: the module.
+            shared: modules that other islands use too; nothing is folded into them.
 
         Returns:
             The folded pairs of layer and batch norm.
         """
         island.map_graphs(decompose_attention)
         pairs = find_foldable(list(island.graphs()), module)
+        pairs = {
+            layer: norm for layer, norm in pairs.items() if not {*map(module.get_submodule, (layer, norm))} & shared
+        }
         island.map_graphs(lambda graph: fold(graph, module, pairs))
         return pairs
 
@@ -171,6 +181,12 @@ class CustomQuantizer:
             return quantizer if parameter is None else quantizer.to(parameter.device)
 
         return make
+
+
+def _shared_modules(model: nn.Module, islands: list[str]) -> frozenset[nn.Module]:
+    """Returns the modules that are part of more than one island."""
+    counts = Counter(module for path in islands for module in model.get_submodule(path).modules())
+    return frozenset(module for module, count in counts.items() if count > 1)
 
 
 def _insert(graph: fx.Graph, **kwargs: Any) -> fx.Graph:

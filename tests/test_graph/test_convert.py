@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import Net, calibrate, images, qconfig, quantized, trained
+from small_models import Net, calibrate, error, images, qconfig, quantized, trained
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -142,3 +142,39 @@ def test_a_converted_model_runs_at_other_sizes():
     x = images(3, (3, 11, 9))
 
     assert torch.allclose(converted(x), model(x), atol=1e-4)
+
+
+class Half(nn.Module):
+    """A layer, with or without a norm behind it."""
+
+    def __init__(self, layer, norm=None):
+        super().__init__()
+        self.layer, self.norm = layer, norm or nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+
+class SharedByIslands(nn.Module):
+    """Two islands, because what is between them depends on data, with one layer."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.Conv2d(3, 3, 1)
+        self.first, self.second = Half(layer, nn.BatchNorm2d(3)), Half(layer)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x if x.sum() > -1e9 else -x)
+
+
+def test_a_layer_of_two_islands_has_one_weight():
+    reference = trained(SharedByIslands()).eval()
+
+    model = calibrate(quantized(copy.deepcopy(reference)))
+
+    assert list(model.findings.islands) == ['first', 'second']
+    assert {site.norm for site in model.inserted.weights} == {None}
+    with torch.no_grad():
+        assert error(model(images()), reference(images())) < 1e-3
+        assert torch.equal(model.convert()(images()), model(images()))
