@@ -126,6 +126,12 @@ def test_smallest_config_has_the_fewest_parameters_and_is_no_deployed_one(script
     assert script.count_parameters(config) == sum(p.numel() for p in script.build_model(config).parameters())
 
 
+def test_config_that_imports_a_module_and_one_in_a_subfolder(script):
+    name, _ = script.smallest_config('mmcls', 'replknet')
+
+    assert name == 'replknet/replknet-31B_32xb64_in1k.py'
+
+
 def test_image_shape_comes_from_the_test_pipeline_then_the_training_one(script):
     package = script.PACKAGES['mmcls']
     resize, crop = dict(type='Resize', scale=(64, 32)), dict(type='CenterCrop', crop_size=24)

@@ -6,8 +6,9 @@ python tools/zoo_coverage.py --package mmcls --out zoo.json --resume            
 
 A family is a folder of the configs inside the installed package. Of its configs the one whose model has the fewest
 parameters is taken (then the smallest image, then the name), built with random weights. Configs of re-parameterized
-networks (``deploy=True``) are passed over where the family has another: they are plain convolutions, nobody trains
-them. Each family runs in a process of its own, whose output is kept in OUT.logs/FAMILY.log.
+networks (``deploy=True``, or in a folder of their own below the family's) are passed over where the family has
+another: they are plain convolutions, nobody trains them. Each family runs in a process of its own, whose output is
+kept in OUT.logs/FAMILY.log.
 
 OUT is a JSON list, one object a family: family, config, ran_float, captured (no layer is outside the islands),
 islands, layers_total, layers_inside, layers_alone, outside, equal_eval, equal_train, equal_resized, seconds, reason.
@@ -296,7 +297,8 @@ def smallest_config(package: str, family: str) -> tuple[str, Any]:
         name = str(path.relative_to(root))
         try:
             config = load_config(package, path)
-            found.append((is_deployed(config.model), count_parameters(config), pixels(package, config), name, config))
+            is_variant = is_deployed(config.model) or path.parent != root / family
+            found.append((is_variant, count_parameters(config), pixels(package, config), name, config))
         except Exception as error:  # one broken config of a family does not make the others useless
             errors.append(f'{name}: {type(error).__name__}: {error}')
     if not found:
@@ -315,7 +317,8 @@ def load_config(package: str, path: Path) -> Any:
 
     from mmrazor_quant.engine.launch import register_codebase
 
-    config = Config.fromfile(str(path))
+    # Some of mmcls import a module, which makes mmengine take them for the other kind of config.
+    config = Config.fromfile(str(path), lazy_import=False)
     scope = config.get('default_scope') or package
     register_codebase(scope)
     init_default_scope(scope)
