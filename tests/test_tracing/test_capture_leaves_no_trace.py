@@ -135,6 +135,7 @@ def test_no_activation_is_kept_alive():
     assert not [obj for obj in gc.get_objects() if type(obj).__name__ == 'TensorValue'], tracer
 
 
+@pytest.mark.xfail(strict=True, reason='attributes are restored one level deep only')
 def test_containers_that_a_forward_fills():
     def forward(module, x):
         module.seen.append(x * 2)

@@ -438,6 +438,7 @@ def test_mixed_precision_runs_through_islands():
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected))
 
 
+@pytest.mark.xfail(strict=True, reason='blocks that switch autocast off are captured without')
 def test_blocks_that_leave_mixed_precision():
     class Careful(nn.Module):
         def __init__(self):
