@@ -43,13 +43,14 @@ class GeneralQuant(BaseModel):
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        TypeError: an architecture that is neither a config nor a module.
+        TypeError: an architecture that is neither a config nor a module, or an unknown field.
         FileNotFoundError: no file at ``float_checkpoint``.
         ValueError: a field of the quantizer, an input shape that the model does not run on, or a ``float_checkpoint``
             that is damaged or of another model.
 
     Example:
         >>> model = dict(
+        ...     _delete_=True,
         ...     type='mmrazor.GeneralQuant',
         ...     architecture=_base_.model,
         ...     quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=dict(w_qscheme=dict(bit=4))),
@@ -64,7 +65,11 @@ class GeneralQuant(BaseModel):
         input_shape: Sequence[int] | None = None,
         float_checkpoint: str | None = None,
         init_cfg: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            hint = 'a config that inherits a float model needs _delete_=True in model'
+            raise TypeError(f'model: GeneralQuant has no field {", ".join(sorted(unknown))}; {hint}')
         quantizer = _build_quantizer(quantizer)
         architecture = _build_architecture(architecture, data_preprocessor)
         has_preprocessor = hasattr(architecture, 'data_preprocessor')

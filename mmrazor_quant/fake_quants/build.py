@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.compat import FakeQuantizeBase, UniformQuantizationObserverBase
 from mmrazor_quant.qscheme import QScheme
 from mmrazor_quant.registry import MODELS
 
@@ -28,8 +28,8 @@ def build_fake_quant(
     Raises:
         ValueError: An unknown type, or an argument that the classes do not take.
     """
-    fake_quant, fake_quant_args = _split(fake_quant_cfg, f'{field}_fake_quant')
-    observer, observer_args = _split(observer_cfg, f'{field}_observer')
+    fake_quant, fake_quant_args = _split(fake_quant_cfg, f'{field}_fake_quant', FakeQuantizeBase)
+    observer, observer_args = _split(observer_cfg, f'{field}_observer', UniformQuantizationObserverBase)
     params = scheme.observer_params()
     # Left out where they say nothing: torch's own per-tensor observers do not take them.
     if not scheme.is_per_channel:
@@ -45,15 +45,14 @@ def build_fake_quant(
         raise ValueError(f'{field}: {fake_quant.__name__} with {observer.__name__}: {error}') from error
 
 
-def _split(cfg: dict[str, Any], field: str) -> tuple[type, dict[str, Any]]:
-    """Give the class that a config names, and the other entries."""
+def _split(cfg: dict[str, Any], field: str, base: type) -> tuple[type, dict[str, Any]]:
+    """Give the class that a config names, which derives from ``base``, and the other entries."""
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise ValueError(f'{field}: got {cfg!r}, allowed: a dict with a type')
     args = dict(cfg)
     kind = args.pop('type')
-    if inspect.isclass(kind):
-        return kind, args
-    found = MODELS.get(kind)
-    if found is None:
-        raise ValueError(f'{field}.type: got {kind!r}, allowed: {", ".join(sorted(MODELS.module_dict))}')
+    found = kind if inspect.isclass(kind) else MODELS.get(kind)
+    if found is None or not issubclass(found, base):
+        known = sorted(f'mmrazor.{name}' for name, cls in MODELS.module_dict.items() if issubclass(cls, base))
+        raise ValueError(f'{field}.type: got {kind!r}, allowed: {", ".join(known)}, and classes like them')
     return found, args

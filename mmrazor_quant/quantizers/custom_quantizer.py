@@ -63,7 +63,8 @@ class CustomQuantizer:
             build_fake_quant(config.fake_quant, config.observer, config.scheme, config.field)
         self.is_qat = is_qat
         tracer = dict(tracer or dict(type='mmrazor.CustomTracer'))
-        self.tracer = TASK_UTILS.build({**tracer, 'skipped_methods': list(skipped_methods or ())})
+        skipped = [skipped_methods] if isinstance(skipped_methods, str) else list(skipped_methods or ())
+        self.tracer = TASK_UTILS.build({**tracer, 'skipped_methods': skipped})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CustomQuantizer:
         # It holds nothing of a model; copies of a model (EMA, convert) share it.

@@ -122,7 +122,9 @@ def _tensor_config(fields: Mapping[str, Any], kind: str, where: str) -> TensorCo
         return None
     if not isinstance(scheme, Mapping):
         raise ValueError(f"{where}.{kind}_qscheme: a dict or 'float' wanted, got {scheme!r}")
-    parsed = QScheme.from_cfg(dict(scheme), f'{where}.{kind}_qscheme')
+    # The channels of activations are their dimension 1; those of weights are known from the layer.
+    axis = dict(ch_axis=1) if kind == 'a' and scheme.get('is_per_channel') else {}
+    parsed = QScheme.from_cfg({**axis, **scheme}, f'{where}.{kind}_qscheme')
     return TensorConfig(dict(fields[f'{kind}_observer']), dict(fields[f'{kind}_fake_quant']), parsed, f'{where}.{kind}')
 
 
@@ -130,7 +132,8 @@ def _known(cfg: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> d
     allowed = (*FIELDS, *extra)
     for key, value in cfg.items():
         if key not in allowed:
-            raise ValueError(f'{where}: unknown field {key!r}; the fields are {", ".join(allowed)}')
+            own = ('qtype', *allowed, 'overrides') if where == 'qconfig' else allowed
+            raise ValueError(f'{where}: unknown field {key!r}; the fields are {", ".join(own)}')
         if key.endswith(('_observer', '_fake_quant')) and not (isinstance(value, Mapping) and 'type' in value):
             raise ValueError(f'{where}.{key}: a dict with a type wanted, got {value!r}')
     return dict(cfg)
