@@ -19,7 +19,10 @@ from .histogram import (
     sample_stride,
 )
 from .min_max import extremes
-from .range_search import line_stages, pair_stages, search_range, symmetric_limits, symmetric_stages
+from .range_search import ErrorFn, search_range, symmetric_limits
+
+COARSE_BINS = 512
+"""Bins of the histograms that a search on values starts on."""
 
 
 class ErrorSearchObserver(RangeObserver):
@@ -57,10 +60,11 @@ class ErrorSearchObserver(RangeObserver):
         Returns:
             Lower and upper ends of the best ranges, shape [C].
         """
-        return self._search(
-            lambda scale, zero: value_error(rows, scale, zero, self.quant_min, self.quant_max, self.p),
-            low, high, line_stages(),
-        )  # fmt: skip
+        fine = self._value_error(rows)
+        if rows.shape[1] <= COARSE_BINS:
+            return self._search(fine, fine, low, high)
+        counts = count_values(rows, low, high, COARSE_BINS)
+        return self._search(self._histogram_error(counts, low, high), fine, low, high)
 
     def search_histogram(self, counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Search on a histogram.
@@ -73,21 +77,23 @@ class ErrorSearchObserver(RangeObserver):
         Returns:
             Lower and upper ends of the best ranges, shape [C].
         """
-        edges = bin_edges(low, high, self.bins)
-        density = counts.to(edges.dtype) / edges.diff(dim=1)
-        padded = torch.nn.functional.pad(density, (1, 1))
-        weights = padded[:, :-1] - padded[:, 1:]
-        return self._search(
-            lambda scale, zero: histogram_error(
-                edges, weights, scale, zero, self.quant_min, self.quant_max, self.p),
-            low, high, pair_stages(),
-        )  # fmt: skip
+        error = self._histogram_error(counts, low, high)
+        return self._search(error, error, low, high)
 
-    def _search(self, error, low, high, stages) -> tuple[Tensor, Tensor]:
+    def _search(self, coarse: ErrorFn, fine: ErrorFn, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         if self.is_symmetric:
-            limits = symmetric_limits(low, high, self.quant_min, self.quant_max)
-            return search_range(error, self.to_qparams, *limits, symmetric_stages())
-        return search_range(error, self.to_qparams, low.clamp(max=0), high.clamp(min=0), stages)
+            low, high = symmetric_limits(low, high, self.quant_min, self.quant_max)
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        return search_range(coarse, fine, self.to_qparams, low, high, tied=self.is_symmetric)
+
+    def _value_error(self, rows: Tensor) -> ErrorFn:
+        return lambda scale, zero: value_error(rows, scale, zero, self.quant_min, self.quant_max, self.p)
+
+    def _histogram_error(self, counts: Tensor, low: Tensor, high: Tensor) -> ErrorFn:
+        edges = bin_edges(low, high, counts.shape[1])
+        density = torch.nn.functional.pad(counts.to(edges.dtype) / edges.diff(dim=1), (1, 1))
+        weights = density[:, :-1] - density[:, 1:]
+        return lambda scale, zero: histogram_error(edges, weights, scale, zero, self.quant_min, self.quant_max, self.p)
 
     def count(self, rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Count a batch into a histogram over its own range and that given.

@@ -19,21 +19,31 @@ Stages = tuple[tuple[Tensor, Tensor], ...]
 
 
 def search_range(
-    error: ErrorFn, to_qparams: QParamsFn, low: Tensor, high: Tensor, stages: Stages
+    coarse: ErrorFn, fine: ErrorFn, to_qparams: QParamsFn, low: Tensor, high: Tensor, tied: bool
 ) -> tuple[Tensor, Tensor]:
     """Find the best range [a, b] inside [low, high].
 
     Args:
-        error: Error of candidates.
+        coarse: Error of candidates, to find the region of the best ones.
+        fine: Error of candidates, to decide between its members; may cost more.
         to_qparams: Scale and zero point of candidates.
         low: Lowest ends, shape [C], not above 0.
         high: Highest ends, shape [C], not below 0.
-        stages: Candidates to try.
+        tied: Whether both ends shrink by the same factor. Otherwise all pairs of ends are tried, since the error has
+            several minima at few bits.
 
     Returns:
         Lower and upper ends of the best ranges, shape [C].
     """
-    best_low, best_high = low, high
+    coarse_stages, fine_stages = _tied_stages() if tied else _pair_stages()
+    best = _search(coarse, to_qparams, (low, high), (low, high), coarse_stages)
+    return _search(fine, to_qparams, (low, high), best, fine_stages)
+
+
+def _search(
+    error: ErrorFn, to_qparams: QParamsFn, limits: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], stages: Stages
+) -> tuple[Tensor, Tensor]:
+    (low, high), (best_low, best_high) = limits, best
     for shrink_low, shrink_high in stages:
         a = (best_low * shrink_low.to(low.device)).maximum(low)
         b = (best_high * shrink_high.to(low.device)).minimum(high)
@@ -77,26 +87,16 @@ def _pairs(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def symmetric_stages() -> Stages:
-    """Stages for ranges with tied ends."""
-    with torch.inference_mode(False):
-        return tuple((f, f) for f in (_down(0.84, 36), _around(0.84, 8), _around(0.98, 6)))
+def _tied_stages() -> tuple[Stages, Stages]:
+    with torch.inference_mode(False):  # to serve in all modes
+        coarse = [_down(0.84, 36)]
+        fine = [_around(0.84, 6), _around(0.97, 4), _around(0.992, 3)]
+        return tuple((f, f) for f in coarse), tuple((f, f) for f in fine)
 
 
 @functools.cache
-def pair_stages() -> Stages:
-    """Stages that try all pairs of ends: for histograms, on which a candidate costs little."""
+def _pair_stages() -> tuple[Stages, Stages]:
     with torch.inference_mode(False):
-        return tuple(_pairs(f) for f in (_down(0.6, 14), _around(0.6, 4), _around(0.88, 3), _around(0.96, 2)))
-
-
-@functools.cache
-def line_stages() -> Stages:
-    """Stages that shrink both ends together, then each by itself: for values, on which a candidate costs more."""
-    with torch.inference_mode(False):
-        both = _down(0.75, 18)
-        stages = [(both, both)]
-        for line in (_around(0.4, 10), _around(0.9, 5)):
-            one = torch.ones_like(line)
-            stages += [(line, one), (one, line)]
-        return (*stages, _pairs(_around(0.985, 2)))
+        coarse = [_down(0.7, 16), _around(0.7, 3)]
+        fine = [_around(f, 2) for f in (0.94, 0.975, 0.992)]
+        return tuple(_pairs(f) for f in coarse), tuple(_pairs(f) for f in fine)

@@ -32,10 +32,27 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class _Switch:
-    """Whether compiled code may be used now."""
+    """Whether compiled code may be used now.
+
+    Attributes:
+        on: Whether at all.
+        patience: A function is compiled once it has done this much work in eager: elements times operations. At less
+            than a nanosecond each that is around a second, which is what compiling takes at the very least.
+        done: The work done in eager per function.
+    """
 
     def __init__(self) -> None:
         self.on = os.environ.get(EAGER_VARIABLE, '0').lower() in ('', '0', 'false', 'off')
+        self.patience = 2**30
+        self.done: dict[Callable, int] = {}
+
+    def is_due(self, function: Callable, work: int) -> bool:
+        """Note some work for a function; tell whether compiling it has become worthwhile."""
+        done = self.done.get(function, 0)
+        if done >= self.patience:
+            return True
+        self.done[function] = done + work
+        return False
 
 
 switch = _Switch()
@@ -63,18 +80,21 @@ def usable(x: Tensor, min_numel: int) -> bool:
     )
 
 
-def run(function: Callable[..., Tensor], shapes: Shapes, *tensors: Tensor) -> Tensor | None:
+def run(function: Callable[..., Tensor], shapes: Shapes, work: int, *tensors: Tensor) -> Tensor | None:
     """Call the compiled version of a function. Gradient mode has to be off.
 
     Args:
         function: Function of tensors at module level, without control flow that depends on their sizes.
         shapes: Example shape of each tensor. Equal numbers in it say that sizes are always equal, 1 that a size is
             always 1, and any other number that it varies; the compiler takes it for a typical size.
+        work: What this call costs in eager: elements times operations.
         *tensors: The arguments.
 
     Returns:
-        The result; None if there is no compiled code on this machine.
+        The result; None if there is no compiled code, not on this machine or not yet: to be done in eager.
     """
+    if not switch.is_due(function, work):
+        return None
     try:
         kinds = tuple([(t.dtype, t.device.type) for t in tensors])
         return _compile(function, shapes, kinds, torch.get_num_threads())(*tensors)

@@ -15,6 +15,9 @@ from .layout import channel_view, is_dense
 MIN_NUMEL = 2**14
 """Smaller tensors are quicker in eager (measured on CPU)."""
 
+_OPERATIONS = 8
+"""Elementwise operations in a formula."""
+
 # Example shapes: of the tensor, of scale and zero point, of the bounds.
 _FLAT = ((2**20,), (1,), (1,), (), ())
 _CHANNEL_FIRST = ((64, 4608), (64,), (64,), (), ())
@@ -58,13 +61,15 @@ def _run(
         ch_axis: Dimension of the channels; -1: per tensor.
 
     Returns:
-        Shape and strides of the values, or None if there is no compiled code.
+        Shape and strides of the values; None if there is no compiled code for them (yet).
     """
     x = values[0]
     if params[0].numel() == 1:
         function, shapes = plain, _FLAT
         views = [v.as_strided((v.numel(),), (1,)) for v in values]
         params = [p.reshape(shape) for p, shape in zip(params, _FLAT[1:])]
+    elif params[0].shape != (x.shape[ch_axis],):
+        return None  # the eager formula has the message
     else:
         views = [channel_view(v, ch_axis) for v in values]
         if views[0].dim() == 3:
@@ -73,7 +78,8 @@ def _run(
             function, shapes = plain, _CHANNEL_LAST
         else:
             function, shapes = before_last, _CHANNEL_FIRST
-    result = compiled.run(function, shapes[:1] * len(views) + shapes[1:], *views, *params)
+    shapes = shapes[:1] * len(views) + shapes[1:]
+    result = compiled.run(function, shapes, x.numel() * _OPERATIONS, *views, *params)
     # Changed in place: a view made here could not be modified in place by the caller (an in-place ReLU, say).
     return result if result is None else result.as_strided_(x.shape, x.stride())
 

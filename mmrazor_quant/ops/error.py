@@ -13,8 +13,14 @@ from .reference import bounds
 MIN_NUMEL = 2**14
 """Fewer evaluations (candidates times values) are quicker in eager."""
 
+MIN_ROW = 64
+"""Shorter rows, as of depthwise convolutions, too: compiled code runs along rows."""
+
 _EAGER_NUMEL = 2**20
 """Eager evaluations go in groups of about this many, which keeps intermediate tensors in the cache."""
+
+_OPERATIONS = 20
+"""Elementwise operations in a formula, powers and float64 counted as several."""
 
 # Example shapes: values or (edges, weights); scale and zero point of the candidates; the bounds and the exponent.
 _CANDIDATES = ((8, 64), (8, 64), (), (), ())
@@ -66,9 +72,10 @@ def _histogram_error_p(*args: Tensor) -> Tensor:
 
 def _evaluate(function: Callable, shapes: compiled.Shapes, data: list[Tensor], scale, zero_point, *rest) -> Tensor:
     evaluations = len(scale) * data[0].numel()
-    if evaluations >= MIN_NUMEL and compiled.usable(data[0], 1):
+    worthwhile = evaluations >= MIN_NUMEL and data[0].shape[-1] >= MIN_ROW
+    if worthwhile and compiled.usable(data[0], 1):
         with torch.no_grad():
-            result = compiled.run(function, shapes, *data, scale, zero_point, *rest)
+            result = compiled.run(function, shapes, evaluations * _OPERATIONS, *data, scale, zero_point, *rest)
         if result is not None:
             return result
     group = max(1, _EAGER_NUMEL // data[0].numel())
