@@ -192,6 +192,18 @@ def test_calibration_sees_float_activations_of_all_batches(model):
     assert torch.allclose(quantizer.scale, (high - low) / (2**16 - 1))
 
 
+def test_observing_the_weights_anew_forgets_the_old_ones():
+    model = quantized(nn.Sequential(nn.Conv2d(3, 2, 1)), qconfig(w_observer=dict(type='mmrazor.MinMaxObserver')))
+    model.observe_weights()
+    scale = model.architecture[0].weight_fake_quant.scale.clone()
+
+    with torch.no_grad():
+        model.architecture[0].weight.div_(4)
+    model.observe_weights()
+
+    assert torch.allclose(model.architecture[0].weight_fake_quant.scale, scale / 4)
+
+
 def test_loss_and_gradients_under_quantization(model):
     x, samples = batch()
     calibrate(model, x)

@@ -210,6 +210,24 @@ def test_a_channel_with_gamma_zero_can_learn_again():
     assert torch.isfinite(model.architecture[0].weight.grad).all()
 
 
+def test_while_it_learns_the_norm_gets_the_gradient_of_the_norm_alone():
+    """The rounding of the folded weight is no path for the gradient of gamma and the statistics."""
+    model = calibrate(quantized(trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), qconfig(w=2, a='float')))
+    conv, norm = model.architecture[0], model.architecture[1]
+    alone = copy.deepcopy(norm).train()
+    factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().reshape(-1, 1, 1, 1)
+    weight = (conv.weight_fake_quant(conv.weight * factor) / factor).detach()
+    upstream = torch.linspace(-1, 2, 4 * 4 * 36).reshape(4, 4, 6, 6)
+
+    expected = alone(F.conv2d(images(4), weight, conv.bias))
+    expected.backward(upstream)
+    found = model.train()(images(4))
+    found.backward(upstream)
+
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(norm.weight.grad, alone.weight.grad, rtol=1e-3, atol=1e-3)
+
+
 def test_the_weight_that_is_quantized_is_the_folded_one():
     model = calibrate(quantized(trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), qconfig(w=4, a='float')))
     conv, norm = model.architecture[0], model.architecture[1]

@@ -101,6 +101,7 @@ def test_overrides_by_name():
     model = overridden(dict(name='2', w_qscheme=dict(bit=4)), dict(name='[46]', a_qscheme=dict(bit=3)))
 
     assert bits(model) == {'0': (8, 8), '2': (4, 8), '4': (8, 3), '6': (8, 3)}
+    assert all(quantizer.is_per_channel for _, quantizer in model.weight_quantizers())
 
 
 def test_names_are_patterns_over_whole_paths():
