@@ -72,7 +72,7 @@ def main() -> int:
         run_worker(args.package, args.worker, args.out)
         return 0
     known = list_families(args.package)
-    families = args.families.split(',') if args.families else known
+    families = list(dict.fromkeys(args.families.split(','))) if args.families else known
     unknown = sorted(set(families) - set(known))
     if unknown:
         print(f'--families: {args.package} ships no {", ".join(unknown)}; it has {", ".join(known)}', file=sys.stderr)
