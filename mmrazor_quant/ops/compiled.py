@@ -71,11 +71,11 @@ def usable(x: Tensor, min_numel: int) -> bool:
     """
     return (
         switch.on
+        and not torch.jit.is_tracing()
         and min_numel <= x.numel() <= MAX_NUMEL
         and type(x) in (Tensor, torch.nn.Parameter)
         and x.device.type in _DEVICES
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 

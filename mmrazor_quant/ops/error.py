@@ -125,10 +125,10 @@ def histogram_error(
         p: Exponent.
 
     Returns:
-        The error up to a factor, shape [M, C].
+        The integral of density times |x - fq(x)|^p, shape [M, C].
     """
     scale, zero_point = scale.to(edges.dtype), zero_point.to(edges.dtype)
     rest = (*bounds(quant_min, quant_max, edges.dtype, edges.device), edges.new_tensor(p))
     function = _histogram_error_2 if p == 2 else _histogram_error_p
-    # The integral over u has to be multiplied by |s|^p ds.
-    return _evaluate(function, _HISTOGRAM, [edges, weights], scale, zero_point, *rest) * scale ** (p + 1)
+    # In units of x, |x - fq(x)|^p dx has p + 1 factors of s.
+    return _evaluate(function, _HISTOGRAM, [edges, weights], scale, zero_point, *rest) * (scale ** (p + 1) / (p + 1))
