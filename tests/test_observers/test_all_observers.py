@@ -1,0 +1,206 @@
+"""What every observer does: ranges, shapes, state, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from mmrazor_quant.observers import EMAMinMaxObserver, EMAMSEObserver, MinMaxObserver, MSEObserver
+from mmrazor_quant.qscheme import QScheme
+from mmrazor_quant.registry import MODELS
+
+OBSERVERS = [MinMaxObserver, EMAMinMaxObserver, MSEObserver, EMAMSEObserver]
+SCHEMES = {
+    'tensor-symmetric': QScheme(bit=4),
+    'tensor-asymmetric': QScheme(bit=4, is_symmetry=False),
+    'channel-symmetric': QScheme(bit=4, is_per_channel=True),
+    'channel-asymmetric': QScheme(bit=4, is_symmetry=False, is_per_channel=True, ch_axis=1),
+}
+
+
+@pytest.fixture(params=OBSERVERS, ids=lambda c: c.__name__)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request):
+    return SCHEMES[request.param]
+
+
+def build(kind, scheme, **kwargs):
+    return kind(**scheme.observer_params(), **kwargs)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_registered(kind):
+    assert MODELS.get(f'mmrazor.{kind.__name__}') is kind
+
+
+def test_forward_returns_its_input_and_shapes_follow_the_scheme(kind, scheme):
+    observer = build(kind, scheme)
+    x = torch.randn(6, 5, 4, 4, requires_grad=True)
+    assert observer(x) is x
+    channels = x.shape[scheme.ch_axis] if scheme.is_per_channel else 1
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.shape == zero_point.shape == (channels,)
+    assert scale.dtype == torch.float32 and not scale.requires_grad
+    assert torch.isfinite(scale).all() and (scale > 0).all()
+    assert same(observer.running_qparams(), (scale, zero_point))
+
+
+def test_no_data_is_refused(kind, scheme):
+    observer = build(kind, scheme)
+    with pytest.raises(ValueError, match='no data'):
+        observer.calculate_qparams()
+    observer(torch.randn(0, 5, 4, 4))
+    with pytest.raises(ValueError, match='no data'):
+        observer.calculate_qparams()
+
+
+@pytest.mark.parametrize('bad', ['nan', 'inf', '-inf'])
+def test_nan_and_infinity_are_refused_whenever_they_came(kind, scheme, bad):
+    observer = build(kind, scheme)
+    for batch in range(3):
+        x = torch.randn(6, 5, 4, 4)
+        x[batch, 1, 0, 0] = float(bad) if batch == 1 or kind.__name__.startswith('MSE') and scheme.is_per_channel else 0
+        observer(x)
+    with pytest.raises(ValueError, match='NaN or infinite'):
+        observer.calculate_qparams()
+    observer.reset()
+    observer(torch.randn(6, 5, 4, 4))
+    assert torch.isfinite(observer.calculate_qparams()[0]).all()
+
+
+def test_zeros_and_constants(kind, scheme):
+    for value in (0.0, 2.5, -2.5):
+        observer = build(kind, scheme)
+        x = torch.full((6, 5, 4, 4), value)
+        x[1, 1] = 0.0
+        observer(x)
+        scale, zero_point = observer.calculate_qparams()
+        assert torch.isfinite(scale).all() and (scale > 0).all()
+        assert ((zero_point >= scheme.quant_min) & (zero_point <= scheme.quant_max)).all()
+
+
+def test_all_zero_channels_get_scale_one(kind):
+    observer = build(kind, QScheme(bit=4, is_per_channel=True))
+    x = torch.randn(4, 30)
+    x[2] = 0
+    observer(x)
+    assert observer.calculate_qparams()[0][2] == 1
+
+
+def test_order_of_channels_and_of_values_does_not_matter(kind):
+    x = torch.randn(6, 5, 4, 4)
+    first, last = (build(kind, QScheme(bit=4, is_per_channel=True, ch_axis=axis)) for axis in (0, 3))
+    first(x)
+    last(x.permute(1, 2, 3, 0))
+    for one, other in zip(first.calculate_qparams(), last.calculate_qparams()):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_types(kind, scheme, dtype):
+    x = torch.randn(6, 5, 4, 4).to(dtype)
+    observer, expected = build(kind, scheme), build(kind, scheme)
+    observer(x)
+    expected(x.float())
+    assert same(observer.calculate_qparams(), expected.calculate_qparams())
+
+
+def test_memory_format_does_not_matter(kind, scheme):
+    x = torch.randn(6, 5, 4, 4)
+    observer, expected = build(kind, scheme), build(kind, scheme)
+    observer(x.to(memory_format=torch.channels_last))
+    expected(x)
+    for one, other in zip(observer.calculate_qparams(), expected.calculate_qparams()):
+        torch.testing.assert_close(one, other)
+
+
+def test_inference_mode_before_and_after(kind, scheme):
+    x = torch.randn(6, 5, 4, 4)
+    observer = build(kind, scheme)
+    with torch.inference_mode():
+        observer(x)
+    observer(x)
+    assert torch.isfinite(observer.calculate_qparams()[0]).all()
+
+
+def test_set_channels_and_reset_keep_shapes(kind):
+    observer = build(kind, QScheme(is_per_channel=True))
+    observer.set_channels(7)
+    shapes = {k: v.shape for k, v in observer.state_dict().items()}
+    fresh = {k: v.clone() for k, v in observer.state_dict().items()}
+    assert all(s[0] == 7 for k, s in shapes.items() if k != 'eps')
+    observer(torch.randn(7, 20))
+    assert {k: v.shape for k, v in observer.state_dict().items()} == shapes
+    assert any(not torch.equal(v, fresh[k]) for k, v in observer.state_dict().items())
+    observer.reset()
+    assert all(torch.equal(v, fresh[k]) for k, v in observer.state_dict().items())
+    with pytest.raises(ValueError, match='8 channels after one of 7'):
+        observer(torch.randn(8, 20))
+
+
+def test_set_channels_of_a_per_tensor_observer(kind):
+    observer = build(kind, QScheme())
+    observer.set_channels(1)
+    with pytest.raises(ValueError, match='set_channels: got 3'):
+        observer.set_channels(3)
+
+
+@pytest.mark.parametrize('prepared', [True, False])
+def test_saving_and_loading_go_on_as_if_nothing_had_happened(kind, scheme, prepared):
+    batches = [torch.randn(6, 5, 4, 4) * (i + 1) for i in range(4)]
+    one, two = build(kind, scheme, **small(kind)), build(kind, scheme, **small(kind))
+    if prepared and scheme.is_per_channel:
+        two.set_channels(batches[0].shape[scheme.ch_axis])
+    for x in batches[:2]:
+        one(x)
+    assert not two.load_state_dict(one.state_dict()).missing_keys
+    assert same(one.calculate_qparams(), two.calculate_qparams())
+    for observer in (one, two):
+        for x in batches[2:]:
+            observer(x)
+    assert same(one.calculate_qparams(), two.calculate_qparams())
+
+
+def small(kind):
+    """Nothing kept outside the state dict."""
+    return {'max_samples': 100} if kind is MSEObserver else {}
+
+
+def test_copies_are_independent(kind, scheme):
+    one = build(kind, scheme)
+    one(torch.randn(6, 5, 4, 4))
+    before = one.calculate_qparams()
+    two = copy.deepcopy(one)
+    two(100 * torch.randn(6, 5, 4, 4))
+    assert same(one.calculate_qparams(), before)
+    assert not same(two.calculate_qparams(), before)
+
+
+def test_scale_is_a_power_of_two_where_asked_for(kind):
+    for symmetric in (True, False):
+        observer = build(kind, QScheme(bit=4, is_symmetry=symmetric, is_pot_scale=True))
+        observer(torch.randn(1000))
+        assert torch.frexp(observer.calculate_qparams()[0]).mantissa == 0.5
+
+
+@pytest.mark.parametrize('bit', [1, 2, 16, 32])
+def test_extreme_bit_widths(kind, bit):
+    for symmetric in (True, False):
+        observer = build(kind, QScheme(bit=bit, is_symmetry=symmetric))
+        observer(torch.randn(1000))
+        scale, zero_point = observer.calculate_qparams()
+        assert torch.isfinite(scale).all() and (scale > 0).all()
+        assert observer.quant_min <= zero_point.item() <= observer.quant_max
+
+
+def test_repr(kind):
+    assert '[-8, 7], symmetric, ch_axis=0' in repr(build(kind, QScheme(bit=4, is_per_channel=True)))
