@@ -12,10 +12,12 @@ from torch import fx, nn
 from torch.fx import Node
 
 from .layers import LAYER_TYPES
+from .multihead import linear_rows
 
 FUNCTIONAL_LAYERS = {
     F.linear: 0,
     torch._C._nn.linear: 0,
+    linear_rows: 0,
     F.conv1d: 0,
     F.conv2d: 0,
     F.conv3d: 0,

@@ -19,6 +19,7 @@ from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert
 from mmrazor_quant.graph.decompose import decompose_attention
 from mmrazor_quant.graph.fold import find_foldable, fold
 from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, Plan, insert
+from mmrazor_quant.graph.multihead import decompose_multihead
 from mmrazor_quant.graph.sites import Site, find_sites
 from mmrazor_quant.registry import MODELS, TASK_UTILS
 from mmrazor_quant.tracing.finder import Findings, capture_graph, find_islands
@@ -115,7 +116,7 @@ class CustomQuantizer:
         Returns:
             The folded pairs of layer and batch norm.
         """
-        island.map_graphs(decompose_attention)
+        island.map_graphs(lambda graph: _decompose(graph, module))
         pairs = find_foldable(list(island.graphs()), module)
         pairs = {
             layer: norm for layer, norm in pairs.items() if not {*map(module.get_submodule, (layer, norm))} & shared
@@ -128,7 +129,7 @@ class CustomQuantizer:
     ) -> fx.Graph:
         """Makes the graph for a call of a new kind or size, with the quantizers that there are."""
         graph = capture_graph(self.tracer, module, args, kwargs, dynamic)
-        graph = fold(decompose_attention(graph), module, plan.folded)
+        graph = fold(_decompose(graph, module), module, plan.folded)
         unseen = {s.owner for s in find_sites(graph, module) if s.kind in self.kinds} - {
             path.rpartition('.')[0] for path in plan.seen
         }
@@ -197,3 +198,7 @@ def _insert(graph: fx.Graph, **kwargs: Any) -> fx.Graph:
 def _orders(path: str, layers: list[str]) -> frozenset[str]:
     found = {'first'} if layers and path == layers[0] else set()
     return frozenset(found | ({'last'} if layers and path == layers[-1] else set()))
+
+
+def _decompose(graph: fx.Graph, module: nn.Module) -> fx.Graph:
+    return decompose_attention(decompose_multihead(graph, module))
