@@ -15,6 +15,20 @@ from .nodes import AutogradCall, node_name
 READS_DATA = {'__bool__', '__int__', '__float__', '__index__', '__complex__', '__contains__', '__array__', 'numpy'}
 _SIZE_FROM_DATA = {'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', 'bincount', 'item', 'tolist'}
 LENGTH_FROM_SIZE = {'unbind', 'split', 'chunk', 'tensor_split', 'hsplit', 'vsplit', 'dsplit', 'unsafe_chunk'}
+_FACTORIES = {
+    'arange',
+    'range',
+    'linspace',
+    'logspace',
+    'eye',
+    'zeros',
+    'ones',
+    'empty',
+    'full',
+    'rand',
+    'randn',
+    'randint',
+}
 _METADATA = {
     *('size', 'dim', 'numel', 'nelement', 'stride', 'storage_offset', 'element_size', 'get_device', 'len'),
     *('is_floating_point', 'is_complex', 'is_signed', 'is_contiguous', 'is_same_size', 'is_pinned', 'is_inference'),
@@ -46,12 +60,17 @@ def _sizes_follow_data(node: Node, value: Any, values: dict[Node, Any]) -> bool:
     arguments = (*node.args[1:], *node.kwargs.values())
     tensors = [values[n] for n in leaves(arguments) if isinstance(n, Node) and isinstance(values.get(n), torch.Tensor)]
     if node.target is operator.getitem:
-        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors)
+        slices = [part for part in pytree.tree_leaves(node.args[1]) if isinstance(part, slice)]
+        bounds = [values.get(n) for n in leaves(slices) if isinstance(n, Node)]
+        masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors)
+        return masks or any(isinstance(bound, torch.Tensor) for bound in bounds)
     if isinstance(node.target, AutogradCall):
         # Operations that return indices (non-maximum suppression) return as many as they find.
         outputs = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
         return any(not t.dtype.is_floating_point for t in outputs)
     name = node_name(node)
+    if name in _FACTORIES:
+        return any(isinstance(values.get(n), torch.Tensor) for n in node.all_input_nodes)
     if name == 'repeat_interleave':
         return bool(tensors)
     if name == 'one_hot':

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from mmengine.model import BaseModel
 from torch import fx, nn
 
 from .errors import CaptureError, UnrecordedValueError
@@ -88,7 +89,7 @@ def has_layers(module: nn.Module) -> bool:
 
 def _is_plain_module(model: nn.Module) -> bool:
     """A module without OpenMMLab's loss and predict modes may be one island as a whole."""
-    return not hasattr(model, 'loss') and not hasattr(model, 'predict')
+    return not isinstance(model, BaseModel) and not hasattr(model, 'predict')
 
 
 def _capture_into(findings: Findings, model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer) -> bool:

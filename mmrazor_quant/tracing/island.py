@@ -17,6 +17,9 @@ from .nodes import has_guards
 
 _ISLAND = '_captured_island'
 
+MAX_PREPARED, MAX_LATER = 8, 64
+"""How many graphs of one kind of call are kept: of the first, and of those captured last."""
+
 Recapture = Callable[[nn.Module, tuple, 'dict[str, Any]', 'frozenset[int]'], fx.Graph]
 """``recapture(module, args, kwargs, dynamic)``: the graph for a call, in the module's present training mode."""
 
@@ -119,6 +122,7 @@ class Island:
     resized: bool | None = None
     recapture: Recapture | None = None
     _warned: bool = False
+    _refused: set[tuple] = field(default_factory=set)
 
     def install(self, module: nn.Module) -> None:
         """Replaces the forward of this one instance; class, parameters, buffers and children stay."""
@@ -174,20 +178,28 @@ class Island:
         self, module: nn.Module, args: tuple, kwargs: dict[str, Any], signature: Signature, variant: Variant | None
     ) -> Capture | None:
         """Captures a call that nothing held for; None where that cannot be done: the call then runs in float."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        sizes = sizes_of([leaves[i] for i in signature.inputs])
+        call = (module.training, str(signature.spec), str(signature.constants), sizes)
+        if call in self._refused:
+            return None
         try:
             if self.recapture is None:
                 raise CaptureError('it was called in another way than when it was captured')
             graph = self.recapture(module, args, kwargs, signature.dynamic)
         except CaptureError as error:
+            self._refused.add(call)
             self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
             return None
-        leaves = pytree.tree_leaves((args, kwargs))
         exact = variant is None or any(c.exact for c in variant.unique())
-        capture = Capture(graph, {sizes_of([leaves[i] for i in signature.inputs])}, exact)
+        capture = Capture(graph, {sizes}, exact)
         if variant is None:
             variant = Variant(signature, {})
             self.variants.append(variant)
-        variant.captures.setdefault(module.training, []).append(capture)
+        captures = variant.captures.setdefault(module.training, [])
+        captures.append(capture)
+        # The first ones are those the model was prepared with.
+        del captures[MAX_PREPARED:-MAX_LATER]
         return capture
 
     def _warn(self, message: str) -> None:

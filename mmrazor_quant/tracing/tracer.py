@@ -93,7 +93,7 @@ class CustomTracer(fx.Tracer):
         self._registered = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         try:
             functions = intercepted_autograd_functions(self._autograd_function)
-            with torch.no_grad(), self._untraced_methods(root), functions, RecordingMode(self):
+            with torch.enable_grad(), self._untraced_methods(root), functions, RecordingMode(self):
                 graph = self.trace(root)
             return _remove_unused(graph, self._values)
         finally:
@@ -260,7 +260,8 @@ class CustomTracer(fx.Tracer):
     def _evaluation(self) -> Iterator[None]:
         before, self._evaluating = self._evaluating, True
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self._evaluating = before
 
@@ -286,6 +287,8 @@ class CustomTracer(fx.Tracer):
         self._values[node] = value
         if isinstance(value, torch.Tensor):
             node.meta['shape'] = tuple(value.shape)
+            if not torch.is_grad_enabled() and node.op not in ('placeholder', 'get_attr'):
+                node = self._without_gradient(node, value)
             return TensorValue.wrap(value, node)
         if isinstance(value, bool):
             if node in self._tainted:
@@ -310,6 +313,15 @@ class CustomTracer(fx.Tracer):
         if value is None or isinstance(value, (torch.dtype, torch.layout, torch.memory_format, str)):
             return value
         raise CaptureError(f'{node.format_node()} returns a {type(value).__name__}')
+
+    def _without_gradient(self, node: Node, value: torch.Tensor) -> Node:
+        """Appends what a ``no_grad`` block of the traced code does to a tensor made in it."""
+        detached = self.create_node('call_method', 'detach', (node,), {})
+        detached.meta['shape'] = node.meta['shape']
+        self._values[detached] = value
+        if node in self._tainted:
+            self._tainted.add(detached)
+        return detached
 
     def _item(self, parent: Node, key: Any, value: Any) -> Any:
         node = self.create_node('call_function', operator.getitem, (parent, key), {})
