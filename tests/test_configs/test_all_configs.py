@@ -150,7 +150,7 @@ def strip_scope(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize('name', [name for name in QUANTIZED if name.startswith('qat/')])
+@pytest.mark.parametrize('name', [name for name in STOCK if name.startswith('qat/')])
 def test_nothing_of_the_stock_schedule_is_left(name):
     cfg = load(name)
 
