@@ -59,13 +59,7 @@ def repeated(x):
     return x.repeat_interleave((x[0, :, 0, 0] > 0).long() + 1, dim=1)
 
 
-NOT_YET = {'arange of a tensor', 'slice by a tensor'}
-WITHOUT_TAINT = pytest.mark.xfail(
-    strict=True, reason='the size that a tensor gives as a bound is taken for a plain one'
-)
-
-
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[WITHOUT_TAINT] * (n in NOT_YET)) for n in REFUSED])
+@pytest.mark.parametrize('name', REFUSED)
 def test_python_that_goes_on_with_data_is_refused(name):
     with pytest.raises(DataDependentError):
         capture(Net(REFUSED[name]).eval(), X)

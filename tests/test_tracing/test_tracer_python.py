@@ -235,7 +235,6 @@ def test_str_of_a_size():
     assert_follows(lambda m, x: getattr(m, 'con' + 'v' * (str(x.shape[1]) == '3'))(x), X, Y)
 
 
-@pytest.mark.xfail(strict=True, reason='blocks under torch.no_grad are captured with gradients')
 def test_what_runs_without_gradient_stays_without():
     @torch.no_grad()
     def teacher(module, x):
