@@ -1,6 +1,25 @@
 """Fake quantizers: modules that round tensors to an integer grid and give them back as floats."""
 
 from .build import build_fake_quant
+from .dorefa import DoReFaFakeQuantize
+from .dsq import DSQFakeQuantize
+from .dynamic import DynamicFakeQuantize
 from .fake_quantize import FakeQuantize
+from .learned import LearnedFakeQuantize
+from .lsq import LSQFakeQuantize
+from .lsq_plus import LSQPlusFakeQuantize
+from .pact import PACTFakeQuantize
+from .tqt import TQTFakeQuantize
 
-__all__ = ['FakeQuantize', 'build_fake_quant']
+__all__ = [
+    'DSQFakeQuantize',
+    'DoReFaFakeQuantize',
+    'DynamicFakeQuantize',
+    'FakeQuantize',
+    'LSQFakeQuantize',
+    'LSQPlusFakeQuantize',
+    'LearnedFakeQuantize',
+    'PACTFakeQuantize',
+    'TQTFakeQuantize',
+    'build_fake_quant',
+]

@@ -11,7 +11,7 @@ from mmrazor_quant.registry import MODELS
 
 
 def build_fake_quant(
-    fake_quant_cfg: dict[str, Any], observer_cfg: dict[str, Any], scheme: QScheme, field: str
+    fake_quant_cfg: dict[str, Any], observer_cfg: dict[str, Any], scheme: QScheme, field: str, kind: str | None = None
 ) -> FakeQuantizeBase:
     """Build a fake quantizer with its observer.
 
@@ -21,14 +21,22 @@ def build_fake_quant(
         scheme: Integers and granularity.
         field: Where the configs stand in the user's config, for messages: ``qconfig.w`` or ``qconfig.a``, before
             ``_fake_quant`` and ``_observer``.
+        kind: ``'w'`` for weights, ``'a'`` for activations; None: either.
 
     Returns:
         The fake quantizer.
 
     Raises:
-        ValueError: An unknown type, or an argument that the classes do not take.
+        ValueError: An unknown type, one that is not for this kind of tensor, or an argument that the classes do not
+            take.
     """
     fake_quant, fake_quant_args = _split(fake_quant_cfg, f'{field}_fake_quant', FakeQuantizeBase)
+    if kind is not None and not _is_for(fake_quant, kind):
+        names = {'w': 'weights', 'a': 'activations'}
+        raise ValueError(
+            f'{field}_fake_quant.type: {fake_quant.__name__} is not for {names[kind]}; allowed: '
+            f'{", ".join(_known(FakeQuantizeBase, kind))}'
+        )
     observer, observer_args = _split(observer_cfg, f'{field}_observer', UniformQuantizationObserverBase)
     params = scheme.observer_params()
     # Left out where they say nothing: torch's own per-tensor observers do not take them.
@@ -53,6 +61,15 @@ def _split(cfg: dict[str, Any], field: str, base: type) -> tuple[type, dict[str,
     kind = args.pop('type')
     found = kind if inspect.isclass(kind) else MODELS.get(kind)
     if found is None or not issubclass(found, base):
-        known = sorted(f'mmrazor.{name}' for name, cls in MODELS.module_dict.items() if issubclass(cls, base))
-        raise ValueError(f'{field}.type: got {kind!r}, allowed: {", ".join(known)}, and classes like them')
+        raise ValueError(f'{field}.type: got {kind!r}, allowed: {", ".join(_known(base))}, and classes like them')
     return found, args
+
+
+def _known(base: type, kind: str | None = None) -> list[str]:
+    """Name the registered classes that derive from ``base`` and are for one kind of tensor."""
+    classes = {name: cls for name, cls in MODELS.module_dict.items() if issubclass(cls, base)}
+    return sorted(f'mmrazor.{name}' for name, cls in classes.items() if kind is None or _is_for(cls, kind))
+
+
+def _is_for(fake_quant: type, kind: str) -> bool:
+    return kind in getattr(fake_quant, 'tensors', ('w', 'a'))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrazor_quant import ops
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.observers import MinMaxObserver, RangeObserver
 from mmrazor_quant.registry import MODELS
+
+Call = Callable[..., Any]
+
+_SWITCHES = ('fake_quant_enabled', 'observer_enabled', 'initialized')
+"""State that has one element, however many channels there are."""
 
 
 @MODELS.register_module()
@@ -30,10 +36,15 @@ class FakeQuantize(FakeQuantizeBase):
         activation_post_process: The observer.
         scale: float32, shape [1] or [C].
         zero_point: Integers, the shape of ``scale``.
+        batch_axis: Dimension of the samples; None: the tensor, a weight, has none. The quantizer of a model sets it.
     """
 
     scale: Tensor
     zero_point: Tensor
+    batch_axis: int | None
+
+    tensors: ClassVar[tuple[str, ...]] = ('w', 'a')
+    """What the class is for: weights, activations."""
 
     def __init__(
         self,
@@ -49,9 +60,16 @@ class FakeQuantize(FakeQuantizeBase):
         self.dtype, self.qscheme = source.dtype, source.qscheme
         self.is_per_channel = self.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine)
         self.ch_axis = getattr(source, 'ch_axis', 0) if self.is_per_channel else -1
-        self.register_buffer('scale', torch.ones(1))
+        self.is_symmetric = self.qscheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+        self.is_pot_scale = getattr(source, 'is_pot_scale', False)
+        self.batch_axis = None
         self.register_buffer('zero_point', torch.zeros(1, dtype=ops.integer_dtype(self.quant_min, self.quant_max)))
+        self.register_scale()
         self._mirror_switches()
+
+    def register_scale(self) -> None:
+        """Register ``scale`` with one channel, and what else there is of its shape; a learned scale is a parameter."""
+        self.register_buffer('scale', torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe and fake-quantize, each if switched on.
@@ -85,6 +103,30 @@ class FakeQuantize(FakeQuantizeBase):
         """
         self._set_qparams(*self.calculate_qparams())
 
+    def scale_in_use(self) -> Tensor:
+        """Give the scale that the forward uses, without gradient, shape [C]."""
+        return self.scale.detach()
+
+    def settle(self) -> None:
+        """Make ``scale`` and ``zero_point`` those that the forward uses, where they are computed from parameters."""
+
+    def explicit(self, x: Any, call: Call, read: Callable[[str], Any]) -> Any:
+        """Write down what the forward does as calls of plain functions, for graphs without fake quantizers.
+
+        Args:
+            x: Stands for the input.
+            call: ``call(function, *arguments)`` writes down a call; returns what stands for its result.
+            read: Gives what stands for a parameter or buffer of this module, by name.
+
+        Returns:
+            What stands for the result.
+        """
+        qparams = read('scale'), read('zero_point')
+        axis = getattr(self, 'ch_axis', -1)
+        return call(
+            ops.dequantize, call(ops.quantize, x, *qparams, self.quant_min, self.quant_max, axis), *qparams, axis
+        )
+
     def _running_qparams(self) -> tuple[Tensor, Tensor]:
         if isinstance(self.activation_post_process, RangeObserver):
             return self.activation_post_process.running_qparams()
@@ -114,8 +156,10 @@ class FakeQuantize(FakeQuantizeBase):
     def _resize(self, n: int) -> None:
         # Buffers made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
-            self.scale = torch.ones(n, dtype=self.scale.dtype, device=self.scale.device)
-            self.zero_point = torch.zeros(n, dtype=self.zero_point.dtype, device=self.zero_point.device)
+            for name, tensor in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
+                if name not in _SWITCHES:
+                    shaped = tensor.detach()[:1].repeat(n)
+                    setattr(self, name, nn.Parameter(shaped) if isinstance(tensor, nn.Parameter) else shaped)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch quantization on or off."""
@@ -126,6 +170,11 @@ class FakeQuantize(FakeQuantizeBase):
         """Switch observation on or off."""
         super().enable_observer(enabled)
         self._observing = bool(enabled)
+
+    @property
+    def is_quantizing(self) -> bool:
+        """Whether quantization is switched on."""
+        return self._quantizing
 
     @property
     def is_idle(self) -> bool:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 from collections import defaultdict
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from mmrazor_quant import ops
 from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.fake_quants import DoReFaFakeQuantize, FakeQuantize
 
+from .batch_fold import quantized_layer_batch_norm
+from .bias import quantized_bias, rounded_bias
 from .layers import WEIGHT_QUANTIZER, folded_bias, folded_weight, quantized_layer, quantized_layer_norm
 
-_QUANTIZED_CALLS = (quantized_layer, quantized_layer_norm)
+_MODULES_READ = {quantized_layer: 1, quantized_layer_norm: 2, quantized_layer_batch_norm: 2}
+"""The calls of layers with quantized weights, and how many of their first arguments are modules."""
+
+
+@dataclass
+class _LayerCalls:
+    """All calls of one layer in an island: the path of its batch norm, and of the quantizers that biases go by."""
+
+    norm: str | None
+    bias_inputs: set[str | None]
 
 
 def baked_parameters(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
@@ -47,8 +60,10 @@ def convert_graph(graph: fx.Graph, root: nn.Module, baked: dict[str, str]) -> fx
     """
     graph = copy.deepcopy(graph)
     for node in list(graph.nodes):
-        if node.op == 'call_function' and node.target in _QUANTIZED_CALLS:
+        if node.op == 'call_function' and node.target in _MODULES_READ:
             _plain_call(graph, node)
+        elif node.op == 'call_function' and node.target is quantized_bias:
+            _explicit_bias(graph, node)
         elif _is_quantizer(node, root):
             _explicit(graph, node, root, baked)
     for node in reversed(list(graph.nodes)):
@@ -63,9 +78,9 @@ def _is_quantizer(node: Node, root: nn.Module) -> bool:
 
 
 def _plain_call(graph: fx.Graph, node: Node) -> None:
-    skip = 2 if node.target is quantized_layer_norm else 1
+    kwargs = {name: value for name, value in node.kwargs.items() if name != 'bias_input'}
     with graph.inserting_before(node):
-        new = graph.call_module(node.args[0].target, tuple(node.args[skip:]), dict(node.kwargs))
+        new = graph.call_module(node.args[0].target, tuple(node.args[_MODULES_READ[node.target] :]), kwargs)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
@@ -78,18 +93,29 @@ def _explicit(graph: fx.Graph, node: Node, root: nn.Module, baked: dict[str, str
         graph.erase_node(node)
         return
     quantizer = root.get_submodule(node.target)
-    low, high, axis = quantizer.quant_min, quantizer.quant_max, _axis(quantizer)
+    if isinstance(quantizer, DoReFaFakeQuantize):  # of weights that are computed: it is no quantization alone
+        return
+    # torch's own fake quantizers do not write themselves down, but are of the simplest kind.
+    explicit = getattr(quantizer, 'explicit', functools.partial(FakeQuantize.explicit, quantizer))
     with graph.inserting_before(node):
-        scale, zero_point = (graph.get_attr(f'{node.target}.{name}') for name in ('scale', 'zero_point'))
-        integers = graph.call_function(ops.quantize, (source, scale, zero_point, low, high, axis))
-        real = graph.call_function(ops.dequantize, (integers, scale, zero_point, axis))
+        real = explicit(
+            source,
+            lambda function, *arguments: graph.call_function(function, arguments),
+            lambda name: graph.get_attr(f'{node.target}.{name}'),
+        )
     real.meta = dict(node.meta)
     node.replace_all_uses_with(real)
     graph.erase_node(node)
 
 
-def _axis(quantizer: Any) -> int:
-    return getattr(quantizer, 'ch_axis', -1)
+def _explicit_bias(graph: fx.Graph, node: Node) -> None:
+    bias, *quantizers = node.args
+    with graph.inserting_before(node):
+        scales = [graph.get_attr(f'{quantizer.target}.scale') for quantizer in quantizers]
+        new = graph.call_function(rounded_bias, (bias, *scales))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
 
 
 @torch.no_grad()
@@ -101,9 +127,9 @@ def convert_weights(graphs: list[fx.Graph], root: nn.Module, baked: dict[str, st
         root: the island's module; changed in place.
         baked: what :func:`baked_parameters` returned.
     """
-    calls = _quantized_calls(graphs)
-    for layer_path, norm_path in calls.items():
-        _bake_layer(root, layer_path, norm_path)
+    calls = _layer_calls(graphs)
+    for layer_path, found in calls.items():
+        _bake_layer(root, layer_path, found)
     for weight_path, quantizer_path in baked.items():
         owner_path, _, name = weight_path.rpartition('.')
         if owner_path not in calls:
@@ -113,17 +139,28 @@ def convert_weights(graphs: list[fx.Graph], root: nn.Module, baked: dict[str, st
         root.get_submodule(layer_path)._modules.pop(WEIGHT_QUANTIZER, None)
 
 
-def _bake_layer(root: nn.Module, layer_path: str, norm_path: str | None) -> None:
+def _bake_layer(root: nn.Module, layer_path: str, calls: _LayerCalls) -> None:
     layer = root.get_submodule(layer_path)
     if not hasattr(layer, WEIGHT_QUANTIZER):  # baked before: it is part of another island too
         return
-    weight = layer.weight
-    if norm_path is not None:
-        norm = root.get_submodule(norm_path)
-        weight = folded_weight(layer, norm)
-        layer.bias = nn.Parameter(folded_bias(layer, norm))
-        _replace(root, norm_path, nn.Identity())
+    weight, bias = layer.weight, layer.bias
+    if calls.norm is not None:
+        norm = root.get_submodule(calls.norm)
+        weight, bias = folded_weight(layer, norm), folded_bias(layer, norm)
+        _replace(root, calls.norm, nn.Identity())
+    bias = _baked_bias(root, layer_path, bias, calls.bias_inputs)
+    if bias is not layer.bias:
+        layer.bias = nn.Parameter(bias)
     _set_parameter(layer, 'weight', layer.weight_fake_quant(weight))
+
+
+def _baked_bias(root: nn.Module, layer_path: str, bias: Tensor | None, inputs: set[str | None]) -> Tensor | None:
+    if len(inputs) > 1:
+        warnings.warn(f'{layer_path} has inputs of different scales; its bias stays float', stacklevel=2)
+        return bias
+    path = next(iter(inputs))
+    quantizer = None if path is None else root.get_submodule(path)
+    return quantized_bias(bias, quantizer, root.get_submodule(layer_path).weight_fake_quant)
 
 
 def _set_parameter(owner: nn.Module, name: str, value: Tensor) -> None:
@@ -145,12 +182,16 @@ def _drop_parametrizations(owner: nn.Module) -> None:
         owner.register_parameter(name, nn.Parameter(value))
 
 
-def _quantized_calls(graphs: list[fx.Graph]) -> dict[str, str | None]:
-    calls = {}
+def _layer_calls(graphs: list[fx.Graph]) -> dict[str, _LayerCalls]:
+    calls: dict[str, _LayerCalls] = {}
     for graph in graphs:
         for node in graph.nodes:
-            if node.op == 'call_function' and node.target in _QUANTIZED_CALLS:
-                calls[node.args[0].target] = node.args[1].target if node.target is quantized_layer_norm else None
+            if node.op != 'call_function' or node.target not in _MODULES_READ:
+                continue
+            norm = node.args[1].target if _MODULES_READ[node.target] == 2 else None
+            source = node.kwargs.get('bias_input')
+            found = calls.setdefault(node.args[0].target, _LayerCalls(norm, set()))
+            found.bias_inputs.add(None if source is None else source.target)
     return calls
 
 

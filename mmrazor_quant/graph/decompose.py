@@ -34,22 +34,27 @@ def _attention(graph: fx.Graph, node: Node) -> Node:
     arguments = dict(zip(_ARGUMENTS, node.args)) | dict(node.kwargs)
     query, key, value = (arguments[name] for name in ('query', 'key', 'value'))
 
-    def call(function: object, *args: object, like: Node, **kwargs: object) -> Node:
+    def call(function: object, *args: object, shape: tuple[int, ...], **kwargs: object) -> Node:
         new = graph.call_function(function, args, kwargs)
-        new.meta = {k: v for k, v in node.meta.items() if k == 'nn_module_stack'} | {'shape': like.meta.get('shape')}
+        new.meta = {k: v for k, v in node.meta.items() if k == 'nn_module_stack'} | {'shape': shape}
         return new
 
+    (*outer, length, features), keys = query.meta['shape'], key.meta['shape'][-2]
     if arguments.get('enable_gqa', False):
-        key, value = (call(repeat_heads, tensor, query, like=tensor) for tensor in (key, value))
-    query = call(scale_query, query, arguments.get('scale'), like=query)
-    scores = call(torch.matmul, query, call(torch.transpose, key, -2, -1, like=key), like=query)
+        key, value = (
+            call(repeat_heads, tensor, query, shape=(*outer, *tensor.meta['shape'][-2:])) for tensor in (key, value)
+        )
+    query = call(scale_query, query, arguments.get('scale'), shape=query.meta['shape'])
+    transposed = call(torch.transpose, key, -2, -1, shape=(*key.meta['shape'][:-2], features, keys))
+    shape = (*outer, length, keys)
+    scores = call(torch.matmul, query, transposed, shape=shape)
     masked = arguments.get('attn_mask') is not None or arguments.get('is_causal', False)
     if masked:
-        scores = call(mask_scores, scores, arguments.get('attn_mask'), arguments.get('is_causal', False), like=query)
-    weights = call(masked_softmax if masked else torch.softmax, scores, -1, like=query)
+        scores = call(mask_scores, scores, arguments.get('attn_mask'), arguments.get('is_causal', False), shape=shape)
+    weights = call(masked_softmax if masked else torch.softmax, scores, -1, shape=shape)
     if arguments.get('dropout_p', 0.0):
-        weights = call(F.dropout, weights, arguments['dropout_p'], True, like=query)
-    return call(torch.matmul, weights, value, like=node)
+        weights = call(F.dropout, weights, arguments['dropout_p'], True, shape=shape)
+    return call(torch.matmul, weights, value, shape=node.meta.get('shape', ()))
 
 
 def repeat_heads(tensor: Tensor, query: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 from torch.fx import Node
 
+from .batch_fold import quantized_layer_batch_norm
+from .bias import quantized_bias
 from .layers import WEIGHT_QUANTIZER, channel_axis, quantized_layer, quantized_layer_norm
 from .memory import Memory
-from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, find_sites
+from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,19 @@ class Plan:
         folded: the pairs of layer path and path of the batch norm folded into it.
         seen: paths that the activation quantizers of all sites have or would have.
         shared: of these, the ones that are not there because the site shares another, and that one's path.
+        fold_batch: whether learning batch norms are folded with the statistics of the batch, not the running ones.
+        quantize_bias: whether biases are quantized too.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
+    fold_batch: bool = False
+    quantize_bias: bool = False
     seen: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
 
 
-MakeQuantizer = Callable[[Site, str, int, int], 'nn.Module | None']
-"""``make(site, 'w' or 'a', channels, axis)``: a fake quantizer, or None where the configuration says float."""
+MakeQuantizer = Callable[[Site, str, 'tuple[int, ...]', int], 'nn.Module | None']
+"""``make(site, 'w' or 'a', shape, axis)``: a fake quantizer, or None where the configuration says float."""
 
 
 def insert(
@@ -107,6 +113,8 @@ class _Insertion:
         self.memory = Memory(graph, root)
         # Of every tensor and configuration, the site that was quantized last and its quantizer's path and node.
         self.shared: dict[tuple[Node, str], tuple[Node, str, Node]] = {}
+        # Paths of the activation quantizers of this graph.
+        self.quantizers: set[str] = set()
         # Layers are replaced on the way; the sites name the nodes that there were.
         self.replaced: dict[Node, Node] = {}
 
@@ -121,7 +129,7 @@ class _Insertion:
     def _activation(self, site: Site, position: int, source: Node) -> None:
         own = site.quantizer_path(position)
         self.plan.seen.add(own)
-        path, quantizer = self._quantizer_of(site, own)
+        path, quantizer = self._quantizer_of(site, own, source)
         if quantizer is None:
             return
         key = (source, repr_config(quantizer))
@@ -132,11 +140,11 @@ class _Insertion:
             self.shared[key] = (site.node, path, node)
         site.node.replace_input_with(current, node)
 
-    def _quantizer_of(self, site: Site, own: str) -> tuple[str | None, nn.Module | None]:
+    def _quantizer_of(self, site: Site, own: str, source: Node) -> tuple[str | None, nn.Module | None]:
         """Returns the quantizer of a site with its path: its own, a new one, or the one it shared when prepared."""
         quantizer = _existing(self.root, own)
         if quantizer is None:
-            quantizer = self.make(site, 'a', 1, -1)
+            quantizer = self.make(site, 'a', source.meta.get('shape', ()), -1)
         if quantizer is not None:
             return own, quantizer
         path = self.plan.shared.get(own)
@@ -156,6 +164,7 @@ class _Insertion:
     def _new_activation(self, site: Site, path: str, quantizer: nn.Module, source: Node) -> Node:
         attach(self.root, path, quantizer)
         self.inserted.add_activation(self._full(path))
+        self.quantizers.add(path)
         with self.graph.inserting_before(site.node):
             node = self.graph.call_module(path, (source,))
         node.meta = dict(source.meta)
@@ -165,7 +174,7 @@ class _Insertion:
         path = f'{site.owner}.{WEIGHT_QUANTIZER}'.lstrip('.')
         layer = self.root.get_submodule(site.owner)
         axis = channel_axis(layer)
-        if not self._has_weight_quantizer(site, path, layer.weight.shape[axis], axis):
+        if not self._has_weight_quantizer(site, path, tuple(layer.weight.shape), axis):
             self._restore_norm(site)
             return
         norm = site.node.meta.get('folded_norm')
@@ -177,14 +186,23 @@ class _Insertion:
 
     def _replace_call(self, node: Node, norm: str | None) -> None:
         modules = [node.target] if norm is None else [node.target, norm]
-        function = quantized_layer if norm is None else quantized_layer_norm
+        folding = quantized_layer_batch_norm if self.plan.fold_batch else quantized_layer_norm
+        function = quantized_layer if norm is None else folding
+        quantizer = self._input_quantizer(node)
         with self.graph.inserting_before(node):
             attributes = [self.graph.get_attr(path) for path in modules]
-            new = self.graph.call_function(function, (*attributes, *node.args), dict(node.kwargs))
+            bias_input = {} if quantizer is None else dict(bias_input=self.graph.get_attr(quantizer))
+            new = self.graph.call_function(function, (*attributes, *node.args), {**node.kwargs, **bias_input})
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
         self.replaced[node] = new
+
+    def _input_quantizer(self, node: Node) -> str | None:
+        """Returns the path of the quantizer of a layer's input, if biases are to be quantized with its scale."""
+        source = node.all_input_nodes[0]
+        is_quantized = source.op == 'call_module' and source.target in self.quantizers
+        return source.target if self.plan.quantize_bias and is_quantized else None
 
     def _restore_norm(self, site: Site) -> None:
         """A layer that stays float keeps its batch norm as an operation of its own."""
@@ -200,10 +218,9 @@ class _Insertion:
 
     def _functional_weight(self, site: Site) -> None:
         weight, axis = site.weight, FUNCTIONAL_LAYERS[site.node.target]
-        channels = weight.meta['shape'][axis]
         parameter = weight.op == 'get_attr'
         path = f'{weight.target}_fake_quant' if parameter else site.weight_quantizer_path()
-        if not self._has_weight_quantizer(site, path, channels, axis):
+        if not self._has_weight_quantizer(site, path, tuple(weight.meta['shape']), axis):
             return
         if parameter:
             owner = weight.target.rpartition('.')[0]
@@ -215,10 +232,22 @@ class _Insertion:
             node = self.graph.call_module(path, (weight,))
         node.meta = dict(weight.meta)
         site.node.replace_input_with(weight, node)
+        self._functional_bias(site.node, path)
 
-    def _has_weight_quantizer(self, site: Site, path: str, channels: int, axis: int) -> bool:
+    def _functional_bias(self, node: Node, weight_quantizer: str) -> None:
+        bias = argument(node, 2, 'bias')
+        source = self._input_quantizer(node)
+        if source is None or not isinstance(bias, Node):
+            return
+        with self.graph.inserting_before(node):
+            quantizers = [self.graph.get_attr(path) for path in (source, weight_quantizer)]
+            new = self.graph.call_function(quantized_bias, (bias, *quantizers))
+        new.meta = dict(bias.meta)
+        node.replace_input_with(bias, new)
+
+    def _has_weight_quantizer(self, site: Site, path: str, shape: tuple[int, ...], axis: int) -> bool:
         if _existing(self.root, path) is None:
-            quantizer = self.make(site, 'w', channels, axis)
+            quantizer = self.make(site, 'w', shape, axis)
             if quantizer is None:
                 return False
             attach(self.root, path, quantizer)

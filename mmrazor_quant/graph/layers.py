@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bias import quantized_bias
+
 LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
 WEIGHT_QUANTIZER = 'weight_fake_quant'
@@ -105,16 +107,21 @@ def _small_input(layer: nn.Module) -> Tensor:
     return torch.linspace(-1, 1, math.prod(shape), **like).reshape(shape)
 
 
-def quantized_layer(layer: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+def quantized_layer(
+    layer: nn.Module, x: Tensor, *args: object, bias_input: nn.Module | None = None, **kwargs: object
+) -> Tensor:
     """Runs a layer with its weight fake-quantized.
 
     Args:
         layer: layer with a child ``weight_fake_quant``.
         x: activations.
         *args: further arguments of the layer's forward.
+        bias_input: quantizer of the input, to quantize the bias with; None leaves the bias float.
         **kwargs: the same by name.
     """
-    return call_layer(layer, x, layer.weight_fake_quant(layer.weight), layer.bias, *args, **kwargs)
+    weight = layer.weight_fake_quant(layer.weight)
+    bias = quantized_bias(layer.bias, bias_input, layer.weight_fake_quant)
+    return call_layer(layer, x, weight, bias, *args, **kwargs)
 
 
 def batch_norm_factor(norm: nn.Module) -> Tensor:
@@ -142,7 +149,9 @@ def per_channel(values: Tensor, layer: nn.Module) -> Tensor:
     return values.reshape(shape)
 
 
-def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+def quantized_layer_norm(
+    layer: nn.Module, norm: nn.Module, x: Tensor, *args: object, bias_input: nn.Module | None = None, **kwargs: object
+) -> Tensor:
     """Runs a layer and the batch norm behind it, with the folded weight fake-quantized.
 
     With running statistics (evaluation, frozen) this is the folded layer. While the batch norm learns from the
@@ -154,13 +163,15 @@ def quantized_layer_norm(layer: nn.Module, norm: nn.Module, x: Tensor, *args: ob
         norm: batch norm that is the only consumer of the layer.
         x: activations.
         *args: further arguments of the layer's forward.
+        bias_input: quantizer of the input, to quantize the folded bias with; None leaves it float.
         **kwargs: the same by name.
     """
     quantizer = layer.weight_fake_quant
     if is_idle(quantizer):
-        return norm(call_layer(layer, x, layer.weight, layer.bias, *args, **kwargs))
+        return norm(call_layer(layer, x, quantizer(layer.weight), layer.bias, *args, **kwargs))
     if not norm.training:
-        weight, bias = quantizer(folded_weight(layer, norm)), folded_bias(layer, norm)
+        weight = quantizer(folded_weight(layer, norm))
+        bias = quantized_bias(folded_bias(layer, norm), bias_input, quantizer)
         return call_layer(layer, x, weight, bias, *args, **kwargs)
     return norm(call_layer(layer, x, _unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
 

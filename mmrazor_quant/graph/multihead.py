@@ -64,35 +64,53 @@ class _Attention:
 
     def _attend(self) -> tuple[Node, Node]:
         heads, sequence_first = self.module.num_heads, not self.module.batch_first
-        query, key, value = (self._call(split_heads, x, heads, sequence_first) for x in self._project())
+        query, key, value = (self._split(x, heads, sequence_first) for x in self._project())
+        batch, _, length, features = query.meta['shape']
+        keys = key.meta['shape'][2]
+        shape = (batch, heads, length, keys)
         scores = self._call(
-            torch.matmul, self._call(scale_query, query, None), self._call(torch.transpose, key, -2, -1)
+            torch.matmul,
+            self._call(scale_query, query, None, shape=query.meta['shape']),
+            self._call(torch.transpose, key, -2, -1, shape=(batch, heads, features, keys)),
+            shape=shape,
         )
         masks = (self.arguments.get('attn_mask'), self.arguments.get('key_padding_mask'))
         if any(mask is not None for mask in masks):
-            scores = self._call(hide_masked, scores, *masks)
-        weights = self._call(torch.softmax, scores, -1)
+            scores = self._call(hide_masked, scores, *masks, shape=shape)
+        weights = self._call(torch.softmax, scores, -1, shape=shape)
         if self.module.dropout:
-            weights = self._call(drop_weights, weights, self._attribute(''))
-        merged = self._call(merge_heads, self._call(torch.matmul, weights, value), sequence_first)
-        return self._call(
-            F.linear, merged, self._attribute('out_proj.weight'), self._attribute('out_proj.bias')
-        ), weights
+            weights = self._call(drop_weights, weights, self._attribute(''), shape=shape)
+        output = self._call(torch.matmul, weights, value, shape=query.meta['shape'])
+        full = (length, batch, heads * features) if sequence_first else (batch, length, heads * features)
+        merged = self._call(merge_heads, output, sequence_first, shape=full)
+        parameters = self._attribute('out_proj.weight'), self._attribute('out_proj.bias')
+        return self._call(F.linear, merged, *parameters, shape=full), weights
+
+    def _split(self, x: Node, heads: int, sequence_first: bool) -> Node:
+        first, second, channels = x.meta['shape']
+        batch, length = (second, first) if sequence_first else (first, second)
+        return self._call(split_heads, x, heads, sequence_first, shape=(batch, heads, length, channels // heads))
 
     def _project(self) -> list[Node]:
         inputs = [self.arguments[name] for name in ('query', 'key', 'value')]
+        shapes = [(*x.meta['shape'][:2], self.module.embed_dim) for x in inputs]
         bias = self._attribute('in_proj_bias')
         size = self.module.embed_dim
+        rows = [(i * size, (i + 1) * size) for i in range(3)]
         if not self.module._qkv_same_embed_dim:
             weights = [self._attribute(f'{name}_proj_weight') for name in 'qkv']
-            biases = [None if bias is None else self._call(take_rows, bias, i * size, (i + 1) * size) for i in range(3)]
-            return [self._call(F.linear, x, w, b) for x, w, b in zip(inputs, weights, biases)]
+            biases = [None if bias is None else self._call(take_rows, bias, *row, shape=(size,)) for row in rows]
+            each = zip(inputs, weights, biases, shapes)
+            return [self._call(F.linear, x, weight, b, shape=shape) for x, weight, b, shape in each]
         weight = self._attribute('in_proj_weight')
-        return [self._call(linear_rows, x, weight, bias, i * size, (i + 1) * size) for i, x in enumerate(inputs)]
+        each = zip(inputs, rows, shapes)
+        return [self._call(linear_rows, x, weight, bias, *row, shape=shape) for x, row, shape in each]
 
     def _returned_weights(self, weights: Node) -> Node:
-        average = self.arguments.get('average_attn_weights', True)
-        return self._call(torch.mean, weights, 1) if average else self._call(torch.clone, weights)
+        average, shape = self.arguments.get('average_attn_weights', True), weights.meta['shape']
+        if not average:
+            return self._call(torch.clone, weights, shape=shape)
+        return self._call(torch.mean, weights, 1, shape=(shape[0], *shape[2:]))
 
     def _attribute(self, name: str) -> Node | None:
         """Returns a node that reads a parameter of the module, or the module itself; None for one that it has not."""
@@ -105,10 +123,9 @@ class _Attention:
             node.meta['shape'] = tuple(value.shape)
         return node
 
-    def _call(self, function: object, *args: object) -> Node:
+    def _call(self, function: object, *args: object, shape: tuple[int, ...]) -> Node:
         node = self.graph.call_function(function, args)
-        # The shape of an activation is not asked for below; that there is one says that it is a tensor.
-        node.meta = {k: v for k, v in self.node.meta.items() if k == 'nn_module_stack'} | {'shape': (1, 1, 1)}
+        node.meta = {k: v for k, v in self.node.meta.items() if k == 'nn_module_stack'} | {'shape': shape}
         return node
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ def _match(node: Node, root: nn.Module) -> Iterator[tuple[str, str, tuple[Node, 
     if node.op == 'call_module' and isinstance(root.get_submodule(node.target), LAYER_TYPES):
         yield LAYER, node.target, (_first_input(node),), None
     elif node.op == 'call_function' and node.target in FUNCTIONAL_LAYERS:
-        activation, weight = _argument(node, 0, 'input'), _argument(node, 1, 'weight')
+        activation, weight = argument(node, 0, 'input'), argument(node, 1, 'weight')
         owner = _parameter_owner(weight)
         yield FUNCTIONAL, _scope(node) if owner is None else owner, (activation,), weight
     elif _is_matmul(node):
@@ -109,8 +110,9 @@ def _first_input(node: Node) -> Node:
     return node.all_input_nodes[0]
 
 
-def _argument(node: Node, position: int, name: str) -> Node:
-    return node.args[position] if len(node.args) > position else node.kwargs[name]
+def argument(node: Node, position: int, name: str) -> Any:
+    """Returns an argument of a call, given by position or by name; None for one that is left out."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
 def _is_matmul(node: Node) -> bool:

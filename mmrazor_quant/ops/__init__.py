@@ -1,16 +1,34 @@
 """The numerics as pure functions of tensors. Nothing here knows of modules or graphs."""
 
 from .dispatch import eager_mode, fake_quantize
-from .qparams import MIN_SCALE, qparams_from_range, round_to_power_of_two
-from .reference import dequantize, integer_dtype, quantize
+from .dynamic import SHARES, dynamic_qparams, shared_rows
+from .learned import (
+    fake_quantize_clip,
+    fake_quantize_learned,
+    fake_quantize_offset,
+    fake_quantize_soft,
+    unused,
+)
+from .qparams import MIN_SCALE, effective_scale, qparams_from_range, round_to_power_of_two
+from .reference import dequantize, integer_dtype, quantize, shift
 
 __all__ = [
     'MIN_SCALE',
+    'SHARES',
     'dequantize',
+    'dynamic_qparams',
     'eager_mode',
+    'effective_scale',
     'fake_quantize',
+    'fake_quantize_clip',
+    'fake_quantize_learned',
+    'fake_quantize_offset',
+    'fake_quantize_soft',
     'integer_dtype',
     'qparams_from_range',
     'quantize',
     'round_to_power_of_two',
+    'shift',
+    'shared_rows',
+    'unused',
 ]

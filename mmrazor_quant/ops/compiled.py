@@ -20,6 +20,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from .layout import is_plain
+
 EAGER_VARIABLE = 'MMRAZOR_QUANT_EAGER'
 """Environment variable: 1 keeps everything in eager."""
 
@@ -69,29 +71,21 @@ def usable(x: Tensor, min_numel: int) -> bool:
         False for few elements, for tensors that stand for others (subclasses, fake tensors, meta device), while the
         caller itself is being traced or compiled, and where eager was asked for.
     """
-    return (
-        switch.on
-        and not torch.jit.is_tracing()
-        and min_numel <= x.numel() <= MAX_NUMEL
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type in _DEVICES
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return switch.on and min_numel <= x.numel() <= MAX_NUMEL and x.device.type in _DEVICES and is_plain(x)
 
 
-def run(function: Callable[..., Tensor], shapes: Shapes, work: int, *tensors: Tensor) -> Tensor | None:
+def run(function: Callable[..., Any], shapes: Shapes, work: int, *tensors: Tensor) -> Any:
     """Call the compiled version of a function. Gradient mode has to be off.
 
     Args:
-        function: Function of tensors at module level, without control flow that depends on their sizes.
+        function: Function of tensors that lives on, without control flow that depends on their sizes.
         shapes: Example shape of each tensor. Equal numbers in it say that sizes are always equal, 1 that a size is
             always 1, and any other number that it varies; the compiler takes it for a typical size.
         work: What this call costs in eager: elements times operations.
         *tensors: The arguments.
 
     Returns:
-        The result; None if there is no compiled code, not on this machine or not yet: to be done in eager.
+        Its result; None if there is no compiled code, not on this machine or not yet: to be done in eager.
     """
     if not switch.is_due(function, work):
         return None
@@ -103,10 +97,12 @@ def run(function: Callable[..., Tensor], shapes: Shapes, work: int, *tensors: Te
 
 
 @functools.cache
-def _compile(function: Callable[..., Tensor], shapes: Shapes, kinds: tuple, threads: int) -> Callable[..., Tensor]:
+def _compile(function: Callable[..., Any], shapes: Shapes, kinds: tuple, threads: int) -> Callable[..., Any]:
     # torch counts compilations per code object and gives up after a few, so each gets its own copy.
     code = function.__code__.replace(co_name=function.__name__)
-    copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
     compiled = torch.compile(copy, dynamic=True, fullgraph=True, options={'guard_filter_fn': _no_guards})
     with torch.inference_mode(False), torch.no_grad():
         compiled(*[torch.ones(s, dtype=dtype, device=device) for s, (dtype, device) in zip(shapes, kinds)])

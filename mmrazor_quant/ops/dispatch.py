@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled, reference
+from . import chunked, compiled, reference
+from .compiled import Shapes
 from .layout import channel_view, is_dense
 
 MIN_NUMEL = 2**14
@@ -18,11 +19,13 @@ MIN_NUMEL = 2**14
 _OPERATIONS = 8
 """Elementwise operations in a formula."""
 
-# Example shapes: of the tensor, of scale and zero point, of the bounds.
-_FLAT = ((2**20,), (1,), (1,), (), ())
-_CHANNEL_FIRST = ((64, 4608), (64,), (64,), (), ())
-_CHANNEL_LAST = ((4608, 64), (64,), (64,), (), ())
-_CHANNEL_MIDDLE = ((32, 64, 784), (64,), (64,), (), ())
+_EXAMPLES: dict[str, Shapes] = {
+    'flat': ((2**20,), (1,), (1,), (), ()),
+    'first': ((64, 4608), (64,), (64,), (), ()),
+    'last': ((4608, 64), (64,), (64,), (), ()),
+    'middle': ((32, 64, 784), (64,), (64,), (), ()),
+}
+"""Example shapes by layout: of the tensor, of scale and zero point, of the bounds."""
 
 Spec = tuple[int, int, int]
 """quant_min, quant_max, ch_axis."""
@@ -48,6 +51,31 @@ def _backward_before_last(
     return reference.backward_formula(grad, x, scale.unsqueeze(1), zero_point.unsqueeze(1), low, high)
 
 
+def layout_of(values: list[Tensor], scale: Tensor, ch_axis: int) -> tuple[str, list[Tensor], Shapes] | None:
+    """Arrange tensors for a compiled formula.
+
+    Args:
+        values: One or two dense tensors of equal shape and strides.
+        scale: Shape [1] or [C].
+        ch_axis: Dimension of the channels; -1: per tensor.
+
+    Returns:
+        Where the channels are in the views (``flat`` for one scale; ``first``, ``last`` or ``middle``), the views in
+        memory order, and example shapes of views and parameters. None where scale and tensor do not belong together:
+        the eager formula has the message.
+    """
+    x = values[0]
+    if scale.numel() == 1:
+        layout, views = 'flat', [v.as_strided((v.numel(),), (1,)) for v in values]
+    elif scale.shape != (x.shape[ch_axis],):
+        return None
+    else:
+        views = [channel_view(v, ch_axis) for v in values]
+        layout = 'middle' if views[0].dim() == 3 else 'last' if x.stride(ch_axis) == 1 else 'first'
+    shapes = _EXAMPLES[layout]
+    return layout, views, shapes[:1] * len(views) + shapes[1:]
+
+
 def _run(
     plain: Callable[..., Tensor], before_last: Callable[..., Tensor], values: list[Tensor], params: list, ch_axis: int
 ) -> Tensor | None:
@@ -64,27 +92,20 @@ def _run(
         Shape and strides of the values; None if there is no compiled code for them (yet).
     """
     x = values[0]
-    if params[0].numel() == 1:
-        function, shapes = plain, _FLAT
-        views = [v.as_strided((v.numel(),), (1,)) for v in values]
-        params = [p.reshape(shape) for p, shape in zip(params, _FLAT[1:])]
-    elif params[0].shape != (x.shape[ch_axis],):
-        return None  # the eager formula has the message
-    else:
-        views = [channel_view(v, ch_axis) for v in values]
-        if views[0].dim() == 3:
-            function, shapes = before_last, _CHANNEL_MIDDLE
-        elif x.stride(ch_axis) == 1:
-            function, shapes = plain, _CHANNEL_LAST
-        else:
-            function, shapes = before_last, _CHANNEL_FIRST
-    shapes = shapes[:1] * len(views) + shapes[1:]
+    found = layout_of(values, params[0], ch_axis)
+    if found is None:
+        return None
+    layout, views, shapes = found
+    function = before_last if layout in ('first', 'middle') else plain
+    if layout == 'flat':
+        params = [*(p.reshape(1) for p in params[:2]), *params[2:]]
     result = compiled.run(function, shapes, x.numel() * _OPERATIONS, *views, *params)
     # Changed in place: a view made here could not be modified in place by the caller (an in-place ReLU, say).
     return result if result is None else result.as_strided_(x.shape, x.stride())
 
 
-def _forward(x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+def run_forward(x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+    """Compute :func:`fake_quantize` without its gradient."""
     quant_min, quant_max, ch_axis = spec
     low, high = reference.bounds(quant_min, quant_max, x.dtype, x.device)
     if compiled.usable(x, MIN_NUMEL) and is_dense(x):
@@ -92,6 +113,8 @@ def _forward(x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor
         result = _run(reference.forward_formula, _forward_before_last, [x], params, ch_axis)
         if result is not None:
             return result
+    if chunked.usable([x], scale):
+        return chunked.forward(x, scale, zero_point, low, high)
     return reference.forward_formula(x, *reference.broadcastable(x, scale, zero_point, ch_axis), low, high)
 
 
@@ -106,6 +129,8 @@ def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, spec: 
         result = _run(reference.backward_formula, _backward_before_last, [grad, x], params, ch_axis)
         if result is not None:
             return result
+    if chunked.usable([grad, x], scale) and not torch.is_grad_enabled():
+        return chunked.backward(grad, x, scale, zero_point, low, high)
     return reference.backward_formula(grad, x, *reference.broadcastable(x, scale, zero_point, ch_axis), low, high)
 
 
@@ -116,7 +141,7 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.spec = spec
-        return _forward(x, scale, zero_point, spec)
+        return run_forward(x, scale, zero_point, spec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,5 +175,5 @@ def fake_quantize(
         if x.requires_grad:
             return _FakeQuantize.apply(x, scale, zero_point, spec)
         with torch.no_grad():
-            return _forward(x, scale, zero_point, spec)
-    return _forward(x, scale, zero_point, spec)
+            return run_forward(x, scale, zero_point, spec)
+    return run_forward(x, scale, zero_point, spec)

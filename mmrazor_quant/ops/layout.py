@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def is_plain(x: Tensor) -> bool:
+    """Tell whether a tensor is data in memory, and not one that stands for others while code is traced or mapped."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def is_dense(x: Tensor) -> bool:

@@ -72,6 +72,21 @@ def _span(low: Tensor, high: Tensor, steps: int) -> Tensor:
     return torch.where(torch.isinf(span), high / steps - low / steps, span / steps)
 
 
+def effective_scale(scale: Tensor, is_pot_scale: bool = False) -> Tensor:
+    """Give the scale that a learned one stands for.
+
+    Args:
+        scale: Any numbers, float32; an optimizer may have made them zero or negative.
+        is_pot_scale: Whether it has to be a power of two.
+
+    Returns:
+        Positive numbers in [MIN_SCALE, 1 / MIN_SCALE], the same shape; powers of two if asked for. Applied again, it
+        changes nothing.
+    """
+    scale = scale.clamp(MIN_SCALE, 1.0 / MIN_SCALE)
+    return round_to_power_of_two(scale) if is_pot_scale else scale
+
+
 def round_to_power_of_two(scale: Tensor) -> Tensor:
     """Round to ``2 ** round(log2(scale))``, exactly.
 

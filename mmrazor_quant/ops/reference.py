@@ -80,9 +80,11 @@ def channel_shape(x: Tensor, param: Tensor, ch_axis: int) -> list[int]:
 
 
 def broadcastable(x: Tensor, scale: Tensor, zero_point: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
-    """Reshape scale and zero point, each of one element or of shape [C], to broadcast against ``x``."""
+    """Reshape scale and zero point, of one element, of shape [C] or of all dimensions, to broadcast against ``x``."""
     if scale.numel() == 1:
         return scale.reshape(()), zero_point.reshape(())
+    if scale.dim() == x.dim() > 1:
+        return scale, zero_point
     shape = channel_shape(x, scale, ch_axis)
     return scale.reshape(shape), zero_point.reshape(shape)
 
@@ -118,6 +120,23 @@ def forward_formula(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, h
     return integers(x, s, z).clamp_(low, high).sub_(z).mul_(s).to(x.dtype)
 
 
+def shifted_formula(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Quantize and dequantize on a grid that an offset moves, by any amount (Bhalgat et al. 2020, eq. 1 and 2).
+
+    Args:
+        x: Values, any floating-point type and shape.
+        scale: Broadcastable.
+        offset: Broadcastable: the value of integer 0.
+        low: Lowest integer, shape [], in the type to compute in.
+        high: Highest integer, likewise.
+
+    Returns:
+        ``clamp(round((x - offset) * (1 / scale)), low, high) * scale + offset`` in type and shape of ``x``.
+    """
+    s, b = scale.to(low.dtype), offset.to(low.dtype)
+    return (x.to(low.dtype) - b).mul_(1.0 / s).round_().clamp_(low, high).mul_(s).add_(b).to(x.dtype)
+
+
 def backward_formula(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Straight-through gradient: ``grad`` where the clip left ``x`` alone, times 0 elsewhere (also for NaN).
 
@@ -136,12 +155,17 @@ def backward_formula(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor,
     return grad * ((q >= low) & (q <= high))
 
 
+def shift(x: Tensor, offset: Tensor, ch_axis: int = -1) -> Tensor:
+    """Add an offset of shape [], [1] or [C] to a tensor with its channels in dimension ``ch_axis``."""
+    return x + broadcastable(x, offset, offset, ch_axis)[0]
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1) -> Tensor:
     """Quantize to integers.
 
     Args:
         x: Floating-point values of any shape.
-        scale: Shape [], [1] or [C].
+        scale: Shape [], [1] or [C]; or the dimensions of ``x``, those that share a scale of size 1.
         zero_point: Integers, shape as ``scale``.
         quant_min: Lowest integer.
         quant_max: Highest integer.
@@ -162,7 +186,7 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, ch_axis: int = -1) 
 
     Args:
         q: Integers of any shape, up to 32 bits.
-        scale: Shape [], [1] or [C]; its type is that of the result.
+        scale: As for :func:`quantize`; its type is that of the result.
         zero_point: Integers, shape as ``scale``.
         ch_axis: Dimension of the channels; -1: per tensor.
 

@@ -14,18 +14,19 @@ from torch import fx, nn
 
 from mmrazor_quant.backends import BACKENDS
 from mmrazor_quant.codebases import Example
-from mmrazor_quant.fake_quants.build import build_fake_quant
+from mmrazor_quant.fake_quants import DynamicFakeQuantize, FakeQuantize
 from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert_weights
 from mmrazor_quant.graph.decompose import decompose_attention
 from mmrazor_quant.graph.fold import find_foldable, fold
 from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, Plan, insert
 from mmrazor_quant.graph.multihead import decompose_multihead
 from mmrazor_quant.graph.sites import Site, find_sites
+from mmrazor_quant.observers import RangeObserver
 from mmrazor_quant.registry import MODELS, TASK_UTILS
 from mmrazor_quant.tracing.finder import Findings, capture_graph, find_islands
 from mmrazor_quant.tracing.island import Island, islands_of
 
-from .qconfig import QConfig
+from .qconfig import QConfig, TensorConfig
 
 
 @MODELS.register_module()
@@ -39,6 +40,11 @@ class CustomQuantizer:
         backend: name of the table that says where quantizers go.
         quantize_add: whether the inputs of additions of two tensors are quantized too, where the backend leaves it
             open.
+        bn_folding: statistics that batch norms are folded into weights with while they learn: ``'running'`` ones, or
+            those of the ``'batch'`` (Jacob et al. 2018, with each layer computed twice). Frozen ones and evaluation
+            always use the running ones.
+        quantize_bias: whether biases, and what folded batch norms leave of them, are quantized to int32 with the
+            product of the scales of input and weight, as integer arithmetic needs them.
         tracer: config of the tracer.
 
     Raises:
@@ -52,6 +58,8 @@ class CustomQuantizer:
         skipped_methods: Iterable[str] = (),
         backend: str = 'academic',
         quantize_add: bool = False,
+        bn_folding: str = 'running',
+        quantize_bias: bool = False,
         tracer: Mapping[str, Any] | None = None,
     ) -> None:
         if backend not in BACKENDS:
@@ -59,9 +67,13 @@ class CustomQuantizer:
         self.rules = BACKENDS[backend]
         self.kinds = set(self.rules.quantized) | ({'add'} if quantize_add else set())
         self.qconfig = QConfig(qconfig or {})
+        self.fold_batch = _check_bn_folding(bn_folding) == 'batch'
+        self.quantize_bias = quantize_bias
         for config in self.qconfig.all_tensor_configs():
             # Unknown types and arguments show before the model is captured.
-            build_fake_quant(config.fake_quant, config.observer, config.scheme, config.field)
+            quantizer = config.build()
+            if quantize_bias and config.kind == 'a':
+                _check_bias_input(quantizer, config)
         self.is_qat = is_qat
         tracer = dict(tracer or dict(type='mmrazor.CustomTracer'))
         skipped = [skipped_methods] if isinstance(skipped_methods, str) else list(skipped_methods or ())
@@ -93,7 +105,7 @@ class CustomQuantizer:
         shared = _shared_modules(model, list(findings.islands))
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
-            plan = Plan(self.fuse(island, module, shared))
+            plan = Plan(self.fuse(island, module, shared), self.fold_batch, self.quantize_bias)
             island.map_graphs(
                 functools.partial(
                     _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),
@@ -149,6 +161,9 @@ class CustomQuantizer:
             model: prepared architecture, calibrated or trained.
         """
         model = copy.deepcopy(model).eval()
+        for quantizer in model.modules():
+            if isinstance(quantizer, FakeQuantize):
+                quantizer.settle()
         for module in islands_of(model).values():
             island = Island.of(module)
             graphs = list(island.graphs())
@@ -165,7 +180,7 @@ class CustomQuantizer:
         return convert_graph(recapture(module, *call), module, baked)
 
     def _maker(self, model: nn.Module, prefix: str, layers: list[str]) -> MakeQuantizer:
-        def make(site: Site, kind: str, channels: int, axis: int) -> nn.Module | None:
+        def make(site: Site, kind: str, shape: tuple[int, ...], axis: int) -> nn.Module | None:
             if site.kind not in self.kinds:
                 return None
             path = f'{prefix}.{site.owner}'.strip('.')
@@ -175,14 +190,51 @@ class CustomQuantizer:
             scheme = config.scheme
             if kind == 'w' and scheme.is_per_channel:
                 scheme = dataclasses.replace(scheme, ch_axis=axis)
-            quantizer = build_fake_quant(config.fake_quant, config.observer, scheme, config.field)
+            quantizer = config.build(scheme)
             quantizer.config = (config.fake_quant, config.observer, scheme)
-            if kind == 'w' and scheme.is_per_channel and hasattr(quantizer, 'set_channels'):
-                quantizer.set_channels(channels)
+            if scheme.is_per_channel and hasattr(quantizer, 'set_channels'):
+                quantizer.set_channels(_channels(shape, scheme.ch_axis, path, config.field))
+            _tell_role(quantizer, is_weight=kind == 'w' and (site.weight is None or site.weight.op == 'get_attr'))
             parameter = next(model.parameters(), None)
             return quantizer if parameter is None else quantizer.to(parameter.device)
 
         return make
+
+
+def _check_bn_folding(value: Any) -> str:
+    if value not in ('running', 'batch'):
+        raise ValueError(f"quantizer.bn_folding: got {value!r}, allowed: 'running', 'batch'")
+    return value
+
+
+def _check_bias_input(quantizer: nn.Module, config: TensorConfig) -> None:
+    if config.scheme.is_per_channel:
+        raise ValueError(
+            f'{config.field}_qscheme.is_per_channel: got True, allowed with quantizer.quantize_bias: False '
+            '(an integer bias needs one scale of the input)'
+        )
+    if isinstance(quantizer, DynamicFakeQuantize):
+        raise ValueError(
+            f'{config.field}_fake_quant.type: got DynamicFakeQuantize, allowed with quantizer.quantize_bias: '
+            'static ones (an integer bias is made before there is an input)'
+        )
+
+
+def _channels(shape: tuple[int, ...], axis: int, path: str, field: str) -> int:
+    if axis >= len(shape):
+        raise ValueError(
+            f'{field}_qscheme.ch_axis: got {axis}, allowed for {path}, whose tensor has {len(shape)} dimensions: '
+            f'0 to {len(shape) - 1}'
+        )
+    return shape[axis]
+
+
+def _tell_role(quantizer: nn.Module, is_weight: bool) -> None:
+    """Tells a fake quantizer where the samples are, and its observer whether processes see different data."""
+    if isinstance(quantizer, FakeQuantize):
+        quantizer.batch_axis = None if is_weight else 0
+        if isinstance(quantizer.activation_post_process, RangeObserver):
+            quantizer.activation_post_process.is_joint = not is_weight
 
 
 def _shared_modules(model: nn.Module, islands: list[str]) -> frozenset[nn.Module]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.fake_quants.build import build_fake_quant
 from mmrazor_quant.qscheme import QScheme
 
 FLOAT = 'float'
@@ -35,12 +37,22 @@ class TensorConfig:
         fake_quant: config of the fake quantizer.
         scheme: bits, symmetry, granularity.
         field: where in the user's config it stands, for messages, such as ``qconfig.w``.
+        kind: ``'w'`` for weights, ``'a'`` for activations.
     """
 
     observer: dict[str, Any]
     fake_quant: dict[str, Any]
     scheme: QScheme
     field: str
+    kind: str
+
+    def build(self, scheme: QScheme | None = None) -> FakeQuantizeBase:
+        """Builds the fake quantizer.
+
+        Args:
+            scheme: scheme to use instead, with the channel axis of a layer.
+        """
+        return build_fake_quant(self.fake_quant, self.observer, scheme or self.scheme, self.field, self.kind)
 
 
 class QConfig:
@@ -125,7 +137,8 @@ def _tensor_config(fields: Mapping[str, Any], kind: str, where: str) -> TensorCo
     # The channels of activations are their dimension 1; those of weights are known from the layer.
     axis = dict(ch_axis=1) if kind == 'a' and scheme.get('is_per_channel') else {}
     parsed = QScheme.from_cfg({**axis, **scheme}, f'{where}.{kind}_qscheme')
-    return TensorConfig(dict(fields[f'{kind}_observer']), dict(fields[f'{kind}_fake_quant']), parsed, f'{where}.{kind}')
+    observer, fake_quant = dict(fields[f'{kind}_observer']), dict(fields[f'{kind}_fake_quant'])
+    return TensorConfig(observer, fake_quant, parsed, f'{where}.{kind}', kind)
 
 
 def _known(cfg: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""What all fake quantizers share whose parameters are trained: start values from an observer, once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmrazor_quant import ops
+
+from .fake_quantize import FakeQuantize
+
+
+class LearnedFakeQuantize(FakeQuantize):
+    """Base of the fake quantizers with trained parameters.
+
+    The observer gives their start values: at a calibration or, without one, from the first tensor that is both
+    observed and quantized. From then on the observer rests; that this has happened is kept in the state dict.
+
+    A subclass registers its parameters in :meth:`register_scale`, sets them in :meth:`start` and uses them in
+    :meth:`quantize`. They exist with their final shape before an optimizer is built.
+
+    Args:
+        *args: See :class:`FakeQuantize`.
+        **kwargs: See :class:`FakeQuantize`.
+
+    Attributes:
+        initialized: uint8, shape [1]: whether the parameters have their start values.
+    """
+
+    initialized: Tensor
+
+    regularized: ClassVar[bool] = False
+    """Whether the method wants weight decay on its parameters."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer('initialized', torch.zeros(1, dtype=torch.uint8))
+
+    @abstractmethod
+    def start(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Set the parameters, in place and without gradient.
+
+        Args:
+            scale: What the observer makes of the data, shape [C].
+            zero_point: Integers, shape [C].
+        """
+
+    @abstractmethod
+    def quantize(self, x: Tensor) -> Tensor:
+        """Fake-quantize, with gradients for ``x`` and the parameters."""
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """Give the trained parameters."""
+        return list(self.parameters(recurse=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe until the parameters have their start values, and fake-quantize, each if switched on.
+
+        Args:
+            x: Floating point, any shape.
+
+        Returns:
+            Shape and type of ``x``.
+        """
+        if self._observing and not (self._quantizing and self._initialized):
+            self.activation_post_process(x.detach())
+            if self._quantizing:
+                self._set_qparams(*self._running_qparams())
+        if self._quantizing:
+            return self.quantize(x)
+        if self.training and torch.is_grad_enabled():
+            return ops.unused(x, *self.learned_parameters())
+        return x
+
+    @torch.no_grad()
+    def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        if scale.shape != self.scale.shape:
+            self._resize(scale.numel())
+        self.start(scale, zero_point)
+        self.settle()
+        self.initialized.fill_(1)
+        self._initialized = True
+
+    def _mirror_switches(self) -> None:
+        super()._mirror_switches()
+        initialized = self._buffers.get('initialized')
+        self._initialized = initialized is not None and bool(initialized[0])

@@ -1,0 +1,295 @@
+"""Fake quantization whose step, offset or clip range is learned: autograd functions, eager or compiled.
+
+The forward is that of :mod:`.dispatch`; the gradients are those of :mod:`.learned_reference`. Parameters come as the
+optimizer sees them: a step may be zero or negative, and is then used as the least allowed one, its gradient straight
+through; with power-of-two scales it is rounded on the logarithmic scale, with the gradient of the identity there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import chunked, compiled, learned_reference, reference
+from .dispatch import MIN_NUMEL, Spec, layout_of, run_forward
+from .layout import is_dense
+from .learned_reference import Formula, Terms
+from .qparams import effective_scale
+
+_OPERATIONS = 20
+"""Elementwise operations in a formula."""
+
+_DIMS = {'flat': None, 'first': (1,), 'last': (0,), 'middle': (0, 2)}
+"""Dimensions of a view that are summed over, by layout."""
+
+
+@functools.cache
+def _compilable(formula: Formula, layout: str) -> Callable[..., tuple[Tensor, ...]]:
+    """Make the function to compile: a formula on views in memory order, with the sums."""
+    dims, before_last = _DIMS[layout], layout in ('first', 'middle')
+
+    def function(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, low: Tensor, high: Tensor, *more: Tensor):
+        if before_last:
+            scale, shift, *more = (p.unsqueeze(1) for p in (scale, shift, *more))
+        inner, terms = formula(grad, x, scale, shift, low, high, *more)
+        return inner, *[t.sum().reshape(1) if dims is None else t.sum(dims) for t in terms]
+
+    return function
+
+
+def _gradients(formula: Formula, grad: Tensor, x: Tensor, params: list[Tensor], spec: Spec) -> Terms:
+    """Compute the gradient of the input and the sums; see :func:`learned_reference.reduced`."""
+    quant_min, quant_max, ch_axis = spec
+    scale, shift, *more = params
+    params = [scale, shift, *reference.bounds(quant_min, quant_max, x.dtype, x.device), *more]
+    if torch.is_grad_enabled():  # under create_graph the gradient has to be differentiable itself
+        return learned_reference.reduced(formula, [grad, x], params, ch_axis)
+    if grad.stride() != x.stride() and is_dense(x):
+        grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+    if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+        result = _run(formula, [grad, x], params, ch_axis)
+        if result is not None:
+            return result
+    if formula is learned_reference.step_terms and chunked.usable([grad, x], scale):
+        return chunked.step(grad, x, *params)
+    return learned_reference.reduced(formula, [grad, x], params, ch_axis)
+
+
+def _run(formula: Formula, values: list[Tensor], params: list[Tensor], ch_axis: int) -> Terms | None:
+    x = values[1]
+    found = layout_of(values, params[0], ch_axis)
+    if found is None:
+        return None
+    layout, views, shapes = found
+    more = len(params) - 4
+    result = compiled.run(
+        _compilable(formula, layout), (*shapes, *shapes[2:3] * more), x.numel() * _OPERATIONS, *views, *params
+    )
+    return None if result is None else (result[0].as_strided_(x.shape, x.stride()), result[1:])
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Gradients of :func:`learned_reference.step_terms`, that of the scale times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec, factor: float, is_pot: bool):
+        step = effective_scale(scale, is_pot)
+        ctx.save_for_backward(x, scale, step, zero_point)
+        ctx.rest = spec, factor, is_pot
+        return run_forward(x, step, zero_point, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, step, zero_point = ctx.saved_tensors
+        spec, factor, is_pot = ctx.rest
+        inner, (of_step,) = _gradients(learned_reference.step_terms, grad, x, [step, zero_point], spec)
+        return inner, _of_raw(of_step, scale, step, factor, is_pot), None, None, None, None
+
+
+class _LearnedOffset(torch.autograd.Function):
+    """Gradients of :func:`learned_reference.offset_terms`, those of scale and offset times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, offset: Tensor, spec: Spec, factor: float, is_pot: bool):
+        step = effective_scale(scale, is_pot)
+        ctx.save_for_backward(x, scale, step, offset)
+        ctx.rest = spec, factor, is_pot
+        return shifted_forward(x, step, offset, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, step, offset = ctx.saved_tensors
+        spec, factor, is_pot = ctx.rest
+        inner, sums = _gradients(learned_reference.offset_terms, grad, x, [step, offset], spec)
+        of_offset = (sums[1] * factor).to(offset.dtype)
+        return inner, _of_raw(sums[0], scale, step, factor, is_pot), of_offset, None, None, None
+
+
+class _LearnedClip(torch.autograd.Function):
+    """Gradients of :func:`learned_reference.clip_terms`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec):
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.spec = spec
+        return run_forward(x, scale, zero_point, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *params = ctx.saved_tensors
+        inner, (below, above) = _gradients(learned_reference.clip_terms, grad, x, params, ctx.spec)
+        return inner, below.to(params[0].dtype), above.to(params[0].dtype), None, None, None
+
+
+class _Soft(torch.autograd.Function):
+    """Gradients of :func:`learned_reference.soft_terms`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, low: Tensor, high: Tensor, alpha: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec
+    ):
+        ctx.save_for_backward(x, scale, zero_point, alpha)
+        ctx.spec = spec
+        return run_forward(x, scale, zero_point, spec)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *params = ctx.saved_tensors
+        inner, sums = _gradients(learned_reference.soft_terms, grad, x, params, ctx.spec)
+        of_alpha, below, above = (s.to(params[0].dtype) for s in sums)
+        return inner, below, above, of_alpha, None, None, None
+
+
+class _Unused(torch.autograd.Function):
+    """The identity, with a gradient of zero for parameters that this call does not need."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *params: Tensor) -> Tensor:
+        ctx.save_for_backward(*params)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, *[torch.zeros_like(p) for p in ctx.saved_tensors]
+
+
+def _of_raw(of_step: Tensor, scale: Tensor, step: Tensor, factor: float, is_pot: bool) -> Tensor:
+    """Turn the gradient of the step in use into that of the parameter."""
+    if is_pot:  # d step / d scale = step / scale, from log2(step) = round(log2(scale))
+        of_step = of_step * (step / effective_scale(scale))
+    return (of_step * factor).to(scale.dtype)
+
+
+def shifted_forward(x: Tensor, scale: Tensor, offset: Tensor, spec: Spec) -> Tensor:
+    """Compute ``clamp(round((x - offset) / scale), low, high) * scale + offset`` without gradients."""
+    quant_min, quant_max, ch_axis = spec
+    bounds = reference.bounds(quant_min, quant_max, x.dtype, x.device)
+    if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+        found = layout_of([x], scale, ch_axis)
+        if found is not None:
+            layout, views, shapes = found
+            function = _shifted_compilable(layout)
+            result = compiled.run(function, shapes, x.numel() * _OPERATIONS, *views, scale, offset, *bounds)
+            if result is not None:
+                return result.as_strided_(x.shape, x.stride())
+    return reference.shifted_formula(x, *reference.broadcastable(x, scale, offset, ch_axis), *bounds)
+
+
+@functools.cache
+def _shifted_compilable(layout: str) -> Callable[..., Tensor]:
+    def function(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        if layout in ('first', 'middle'):
+            scale, offset = scale.unsqueeze(1), offset.unsqueeze(1)
+        return reference.shifted_formula(x, scale, offset, low, high)
+
+    return function
+
+
+def fake_quantize_learned(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1,
+    grad_factor: float = 1.0, is_pot_scale: bool = False,
+) -> Tensor:  # fmt: skip
+    """Quantize and dequantize with a learned step (LSQ; Esser et al. 2020).
+
+    Args:
+        x: Floating-point values of any shape.
+        scale: The learned step, shape [1] or [C].
+        zero_point: Whole numbers, shape as ``scale``.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels; -1: per tensor.
+        grad_factor: What the gradient of ``scale`` is multiplied with (g of the paper).
+        is_pot_scale: Round the step to a power of two.
+
+    Returns:
+        As :func:`fake_quantize`; with a gradient for ``scale`` too.
+    """
+    return _LearnedStep.apply(x, scale, zero_point, (quant_min, quant_max, ch_axis), grad_factor, is_pot_scale)
+
+
+def fake_quantize_offset(
+    x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, ch_axis: int = -1,
+    grad_factor: float = 1.0, is_pot_scale: bool = False,
+) -> Tensor:  # fmt: skip
+    """Quantize and dequantize with a learned step and a learned offset (LSQ+; Bhalgat et al. 2020, eq. 1 and 2).
+
+    Args:
+        x: Floating-point values of any shape.
+        scale: The learned step, shape [1] or [C].
+        offset: The value that integer 0 stands for, floating point, shape as ``scale``; not rounded to the grid.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels; -1: per tensor.
+        grad_factor: What the gradients of ``scale`` and ``offset`` are multiplied with.
+        is_pot_scale: Round the step to a power of two.
+
+    Returns:
+        ``clamp(round((x - offset) * (1 / scale)), quant_min, quant_max) * scale + offset`` in shape, memory format
+        and type of ``x``, with gradients for all three.
+    """
+    return _LearnedOffset.apply(x, scale, offset, (quant_min, quant_max, ch_axis), grad_factor, is_pot_scale)
+
+
+def fake_quantize_clip(
+    x: Tensor, low: Tensor, high: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int,
+    ch_axis: int = -1,
+) -> Tensor:  # fmt: skip
+    """Quantize and dequantize with a learned clip range (PACT; Choi et al. 2018).
+
+    Args:
+        x: Floating-point values of any shape.
+        low: Lower end of the range, shape [1] or [C]; only for its gradient.
+        high: Upper end, likewise.
+        scale: Positive, computed from the range, shape as ``low``.
+        zero_point: Whole numbers, shape as ``low``.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels; -1: per tensor.
+
+    Returns:
+        As :func:`fake_quantize`; the gradient of ``low`` is the sum over the elements below the range, that of
+        ``high`` the one over those above it.
+    """
+    return _LearnedClip.apply(x, low, high, scale, zero_point, (quant_min, quant_max, ch_axis))
+
+
+def fake_quantize_soft(
+    x: Tensor, low: Tensor, high: Tensor, alpha: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int,
+    quant_max: int, ch_axis: int = -1,
+) -> Tensor:  # fmt: skip
+    """Quantize and dequantize, with the gradient of a soft staircase (DSQ; Gong et al. 2019).
+
+    Args:
+        x: Floating-point values of any shape.
+        low: Lower end of the range, shape [1] or [C]; only for its gradient.
+        high: Upper end, likewise.
+        alpha: In (0, 1), shape as ``low``: distance of the soft staircase to the hard one.
+        scale: Positive, computed from the range, shape as ``low``.
+        zero_point: Whole numbers, shape as ``low``.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels; -1: per tensor.
+
+    Returns:
+        As :func:`fake_quantize`, with gradients for ``x``, ``low``, ``high`` and ``alpha``.
+    """
+    return _Soft.apply(x, low, high, alpha, scale, zero_point, (quant_min, quant_max, ch_axis))
+
+
+def unused(x: Tensor, *params: Tensor) -> Tensor:
+    """Pass a tensor on, and give parameters that it does not depend on a gradient of zero.
+
+    Data-parallel training waits for the gradient of every parameter in every step.
+
+    Args:
+        x: Any tensor.
+        *params: Parameters.
+
+    Returns:
+        A view of ``x``.
+    """
+    return _Unused.apply(x, *params)
