@@ -38,6 +38,9 @@ LOOPS = _child(_root.LOOPS)
 HOOKS = _child(_root.HOOKS)
 """Hooks that the loops of this package rely on."""
 
+OPTIM_WRAPPER_CONSTRUCTORS = _child(_root.OPTIM_WRAPPER_CONSTRUCTORS)
+"""Constructors that know of learned quantization parameters."""
+
 # With ``default_scope='mmrazor'`` mmengine logs a warning for every registry that has no child of that name, on
 # every build: give the ones we have nothing to add to an empty child, which falls back to its parent.
 for _registry in [r for r in vars(_root).values() if isinstance(r, Registry)]:

@@ -52,6 +52,11 @@ class LearnedFakeQuantize(FakeQuantize):
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize, with gradients for ``x`` and the parameters."""
 
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the parameters have their start values."""
+        return self._initialized
+
     def learned_parameters(self) -> list[nn.Parameter]:
         """Give the trained parameters."""
         return list(self.parameters(recurse=False))

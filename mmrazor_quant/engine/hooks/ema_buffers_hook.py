@@ -1,4 +1,4 @@
-"""Keep the quantization buffers of averaged models consistent."""
+"""Keep the quantization state of averaged models consistent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from torch import Tensor, nn
 
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.quant_model import bare_model
+from mmrazor_quant.fake_quants import LearnedFakeQuantize
 from mmrazor_quant.registry import HOOKS
 
 
 @HOOKS.register_module()
 class EMABuffersHook(Hook):
-    """Give the copy of ``EMAHook(update_buffers=True)`` the quantization buffers of the model itself.
+    """Give the copy of ``EMAHook`` the quantization state of the model itself, where an average makes no sense.
 
-    mmengine averages the buffers that are floating point and leaves the others as they were in the first iteration.
-    A scale that is averaged does not fit a zero point that is not, nor switches and flags of the past. The QAT loops
-    register this hook by themselves.
+    mmengine averages the buffers that are floating point, with ``update_buffers``, and leaves the others as they were
+    in the first iteration. A scale that is averaged does not fit a zero point that is not, nor switches and flags of
+    the past. Learned parameters are averaged, but not with what they were before they had their start values. The QAT
+    loops register this hook by themselves.
     """
 
     # After EMAHook, before CheckpointHook.
     priority = 'LOW'
+
+    def __init__(self) -> None:
+        self._started: set[str] | None = None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -37,11 +42,32 @@ class EMABuffersHook(Hook):
             data_batch: The batch.
             outputs: Losses.
         """
+        own, newly_started = bare_model(runner), self._newly_started(bare_model(runner))
         for hook in runner.hooks:
-            if isinstance(hook, EMAHook) and hook.ema_model.update_buffers:
-                own, averaged = bare_model(runner), hook.ema_model.module
+            if not isinstance(hook, EMAHook):
+                continue
+            averaged = hook.ema_model.module
+            for path in newly_started:
+                averaged.get_submodule(path).load_state_dict(own.get_submodule(path).state_dict())
+            if hook.ema_model.update_buffers:
                 for source, target in zip(_unaveraged(own), _unaveraged(averaged)):
                     target.copy_(source)
+
+    def before_train(self, runner: Runner) -> None:
+        """Note which learned parameters have their values already.
+
+        Args:
+            runner: Runner of the model.
+        """
+        self._newly_started(bare_model(runner))
+
+    def _newly_started(self, model: nn.Module) -> list[str]:
+        """Return the paths of the fake quantizers that got their start values since the last call."""
+        learned = {path: m for path, m in model.named_modules() if isinstance(m, LearnedFakeQuantize)}
+        started = {path for path, quantizer in learned.items() if quantizer.is_initialized}
+        new = started - (started if self._started is None else self._started)
+        self._started = started
+        return sorted(new)
 
 
 def _unaveraged(model: nn.Module) -> Iterator[Tensor]:
