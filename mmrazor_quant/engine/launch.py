@@ -73,7 +73,28 @@ def load_config(args: argparse.Namespace) -> Config:
     register_codebase(cfg.get('default_scope'))
     if cfg.get('default_scope') == 'mmcls':
         set_mmcls_dataloader_defaults(cfg)
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        set_cpu_distribution(cfg)
     return cfg
+
+
+def set_cpu_distribution(cfg: Config) -> None:
+    """Let several processes train on CPUs, for which mmengine's defaults do not serve.
+
+    Args:
+        cfg: Config, changed in place: the backend NCCL becomes Gloo, and the wrapper of the model names no device.
+    """
+    env_cfg = cfg.setdefault('env_cfg', {})
+    dist_cfg = env_cfg.setdefault('dist_cfg', {})
+    if dist_cfg.get('backend', 'nccl') == 'nccl':
+        dist_cfg['backend'] = 'gloo'
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
 
 
 def register_codebase(scope: str | None) -> None:

@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from .layout import flat_view, is_dense, is_plain
+from .reference import Grid
 
 CHUNK = 2**16
 """Elements of a piece (measured on CPU)."""
 
 
-def usable(values: list[Tensor], scale: Tensor) -> bool:
+def usable(values: list[Tensor], grid: Grid) -> bool:
     """Tell whether the functions below serve.
 
     Args:
         values: Tensors of equal shape.
-        scale: The scale.
+        grid: Scale and bounds.
 
     Returns:
         True for one value of scale, more elements than a piece, and tensors that lie in memory in the same order.
     """
     x = values[0]
-    if scale.numel() != 1 or x.numel() <= CHUNK or x.device.type != 'cpu':
+    if grid.scale.numel() != 1 or x.numel() <= CHUNK or x.device.type != 'cpu':
         return False
     return all(is_plain(v) and v.stride() == x.stride() for v in values) and is_dense(x)
 
@@ -41,45 +42,45 @@ def _work(x: Tensor, target: Tensor, low: Tensor) -> Tensor:
     return target if target.dtype == low.dtype == x.dtype else torch.empty_like(x, dtype=low.dtype)
 
 
-def forward(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Compute :func:`.reference.forward_formula`; arguments as there, scale of one element."""
+def _numbers(grid: Grid) -> tuple[Tensor, ...]:
+    return tuple(p.reshape(()) for p in grid)
+
+
+def forward(x: Tensor, grid: Grid) -> Tensor:
+    """Compute :func:`.reference.forward_formula` for one scale."""
     result = torch.empty_like(x)
-    s, z = scale.reshape(()).to(low.dtype), zero_point.reshape(()).to(low.dtype)
-    inverse = 1.0 / s
+    scale, inverse, zero_point, low, high = _numbers(grid)
     for source, target in _pieces(x, result):
-        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low)).round_().add_(z)
-        q = q.clamp_(low, high).sub_(z).mul_(s)
+        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low)).round_().add_(zero_point)
+        q = q.clamp_(low, high).sub_(zero_point).mul_(scale)
         if q is not target:
             target.copy_(q)
     return result
 
 
-def backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Compute :func:`.reference.backward_formula`; arguments as there, scale of one element."""
+def backward(grad: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    """Compute :func:`.reference.backward_formula` for one scale."""
     result = torch.empty_like(grad)
-    s, z = scale.reshape(()).to(low.dtype), zero_point.reshape(()).to(low.dtype)
-    inverse = 1.0 / s
+    _, inverse, zero_point, low, high = _numbers(grid)
     for g, v, target in _pieces(grad, x, result):
-        q = torch.mul(v.to(low.dtype), inverse).round_().add_(z)
+        q = torch.mul(v.to(low.dtype), inverse).round_().add_(zero_point)
         torch.mul(g, q.eq_(q.clamp(low, high)), out=target)
     return result
 
 
-def step(
-    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, tuple[Tensor]]:
-    """Apply :func:`.learned_reference.step_terms` and sum its term; arguments as there, scale of one element.
+def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Apply :func:`.learned_reference.step_terms` for one scale and sum its term.
 
     Returns:
         Gradient of ``x``; and that of the scale, shape [1].
     """
     result = torch.empty_like(grad)
-    s, z = scale.reshape(()).to(low.dtype), zero_point.reshape(()).to(low.dtype)
-    inverse, total = 1.0 / s, torch.zeros((), dtype=low.dtype, device=x.device)
+    _, inverse, zero_point, low, high = _numbers(grid)
+    total = torch.zeros((), dtype=low.dtype, device=x.device)
     for g, v, target in _pieces(grad, x, result):
         u = torch.mul(v.to(low.dtype), inverse)
-        q = torch.round(u).add_(z)
+        q = torch.round(u).add_(zero_point)
         d = q.clamp(low, high)
         torch.mul(g, q.eq_(d), out=target)
-        total += torch.dot(g.to(low.dtype), d.sub_(z)) - torch.dot(target.to(low.dtype), u)
-    return result, (total.reshape(1),)
+        total += torch.dot(g.to(low.dtype), d.sub_(zero_point)) - torch.dot(target.to(low.dtype), u)
+    return result, total.reshape(1)

@@ -7,69 +7,40 @@ through; with power-of-two scales it is rounded on the logarithmic scale, with t
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import chunked, compiled, learned_reference, reference
-from .dispatch import MIN_NUMEL, Spec, layout_of, run_forward
+from . import chunked, compiled, elementwise, learned_reference, reference
+from .dispatch import Spec, like_strided, run_forward
 from .layout import is_dense
-from .learned_reference import Formula, Terms
+from .learned_reference import Formula, Sums
 from .qparams import effective_scale
+
+MIN_NUMEL = 2**11
+"""Gradients of smaller tensors are quicker in eager (measured on CPU)."""
 
 _OPERATIONS = 20
 """Elementwise operations in a formula."""
 
-_DIMS = {'flat': None, 'first': (1,), 'last': (0,), 'middle': (0, 2)}
-"""Dimensions of a view that are summed over, by layout."""
 
-
-@functools.cache
-def _compilable(formula: Formula, layout: str) -> Callable[..., tuple[Tensor, ...]]:
-    """Make the function to compile: a formula on views in memory order, with the sums."""
-    dims, before_last = _DIMS[layout], layout in ('first', 'middle')
-
-    def function(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, low: Tensor, high: Tensor, *more: Tensor):
-        if before_last:
-            scale, shift, *more = (p.unsqueeze(1) for p in (scale, shift, *more))
-        inner, terms = formula(grad, x, scale, shift, low, high, *more)
-        return inner, *[t.sum().reshape(1) if dims is None else t.sum(dims) for t in terms]
-
-    return function
-
-
-def _gradients(formula: Formula, grad: Tensor, x: Tensor, params: list[Tensor], spec: Spec) -> Terms:
+def _gradients(
+    formula: Formula, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, spec: Spec, *more: Tensor
+) -> Sums:
     """Compute the gradient of the input and the sums; see :func:`learned_reference.reduced`."""
     quant_min, quant_max, ch_axis = spec
-    scale, shift, *more = params
-    params = [scale, shift, *reference.bounds(quant_min, quant_max, x.dtype, x.device), *more]
+    grid = reference.make_grid(x, scale, shift, quant_min, quant_max)
     if torch.is_grad_enabled():  # under create_graph the gradient has to be differentiable itself
-        return learned_reference.reduced(formula, [grad, x], params, ch_axis)
-    if grad.stride() != x.stride() and is_dense(x):
-        grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+        return learned_reference.reduced(formula, grad, x, grid, ch_axis, *more)
+    grad = like_strided(grad, x)
     if compiled.usable(x, MIN_NUMEL) and is_dense(x):
-        result = _run(formula, [grad, x], params, ch_axis)
+        result = elementwise.run(formula, [grad, x], grid, ch_axis, _OPERATIONS, more, has_terms=True)
         if result is not None:
             return result
-    if formula is learned_reference.step_terms and chunked.usable([grad, x], scale):
-        return chunked.step(grad, x, *params)
-    return learned_reference.reduced(formula, [grad, x], params, ch_axis)
-
-
-def _run(formula: Formula, values: list[Tensor], params: list[Tensor], ch_axis: int) -> Terms | None:
-    x = values[1]
-    found = layout_of(values, params[0], ch_axis)
-    if found is None:
-        return None
-    layout, views, shapes = found
-    more = len(params) - 4
-    result = compiled.run(
-        _compilable(formula, layout), (*shapes, *shapes[2:3] * more), x.numel() * _OPERATIONS, *views, *params
-    )
-    return None if result is None else (result[0].as_strided_(x.shape, x.stride()), result[1:])
+    if formula is learned_reference.step_terms and chunked.usable([grad, x], grid):
+        return chunked.step(grad, x, grid)
+    return learned_reference.reduced(formula, grad, x, grid, ch_axis, *more)
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -86,7 +57,7 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, step, zero_point = ctx.saved_tensors
         spec, factor, is_pot = ctx.rest
-        inner, (of_step,) = _gradients(learned_reference.step_terms, grad, x, [step, zero_point], spec)
+        inner, of_step = _gradients(learned_reference.step_terms, grad, x, step, zero_point, spec)
         return inner, _of_raw(of_step, scale, step, factor, is_pot), None, None, None, None
 
 
@@ -98,15 +69,15 @@ class _LearnedOffset(torch.autograd.Function):
         step = effective_scale(scale, is_pot)
         ctx.save_for_backward(x, scale, step, offset)
         ctx.rest = spec, factor, is_pot
-        return shifted_forward(x, step, offset, spec)
+        return run_forward(x, step, offset, spec, reference.shifted_formula)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, step, offset = ctx.saved_tensors
         spec, factor, is_pot = ctx.rest
-        inner, sums = _gradients(learned_reference.offset_terms, grad, x, [step, offset], spec)
-        of_offset = (sums[1] * factor).to(offset.dtype)
-        return inner, _of_raw(sums[0], scale, step, factor, is_pot), of_offset, None, None, None
+        inner, of_step, of_offset = _gradients(learned_reference.offset_terms, grad, x, step, offset, spec)
+        of_offset = (of_offset * factor).to(offset.dtype)
+        return inner, _of_raw(of_step, scale, step, factor, is_pot), of_offset, None, None, None
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -120,9 +91,9 @@ class _LearnedClip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *params = ctx.saved_tensors
-        inner, (below, above) = _gradients(learned_reference.clip_terms, grad, x, params, ctx.spec)
-        return inner, below.to(params[0].dtype), above.to(params[0].dtype), None, None, None
+        x, scale, zero_point = ctx.saved_tensors
+        inner, below, above = _gradients(learned_reference.clip_terms, grad, x, scale, zero_point, ctx.spec)
+        return inner, below.to(scale.dtype), above.to(scale.dtype), None, None, None
 
 
 class _Soft(torch.autograd.Function):
@@ -138,9 +109,9 @@ class _Soft(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *params = ctx.saved_tensors
-        inner, sums = _gradients(learned_reference.soft_terms, grad, x, params, ctx.spec)
-        of_alpha, below, above = (s.to(params[0].dtype) for s in sums)
+        x, scale, zero_point, alpha = ctx.saved_tensors
+        inner, *sums = _gradients(learned_reference.soft_terms, grad, x, scale, zero_point, ctx.spec, alpha)
+        of_alpha, below, above = (s.to(scale.dtype) for s in sums)
         return inner, below, above, of_alpha, None, None, None
 
 
@@ -150,7 +121,8 @@ class _Unused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *params: Tensor) -> Tensor:
         ctx.save_for_backward(*params)
-        return x.view_as(x)
+        # No view, which could not be modified in place by what follows.
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -162,31 +134,6 @@ def _of_raw(of_step: Tensor, scale: Tensor, step: Tensor, factor: float, is_pot:
     if is_pot:  # d step / d scale = step / scale, from log2(step) = round(log2(scale))
         of_step = of_step * (step / effective_scale(scale))
     return (of_step * factor).to(scale.dtype)
-
-
-def shifted_forward(x: Tensor, scale: Tensor, offset: Tensor, spec: Spec) -> Tensor:
-    """Compute ``clamp(round((x - offset) / scale), low, high) * scale + offset`` without gradients."""
-    quant_min, quant_max, ch_axis = spec
-    bounds = reference.bounds(quant_min, quant_max, x.dtype, x.device)
-    if compiled.usable(x, MIN_NUMEL) and is_dense(x):
-        found = layout_of([x], scale, ch_axis)
-        if found is not None:
-            layout, views, shapes = found
-            function = _shifted_compilable(layout)
-            result = compiled.run(function, shapes, x.numel() * _OPERATIONS, *views, scale, offset, *bounds)
-            if result is not None:
-                return result.as_strided_(x.shape, x.stride())
-    return reference.shifted_formula(x, *reference.broadcastable(x, scale, offset, ch_axis), *bounds)
-
-
-@functools.cache
-def _shifted_compilable(layout: str) -> Callable[..., Tensor]:
-    def function(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        if layout in ('first', 'middle'):
-            scale, offset = scale.unsqueeze(1), offset.unsqueeze(1)
-        return reference.shifted_formula(x, scale, offset, low, high)
-
-    return function
 
 
 def fake_quantize_learned(
@@ -290,6 +237,6 @@ def unused(x: Tensor, *params: Tensor) -> Tensor:
         *params: Parameters.
 
     Returns:
-        A view of ``x``.
+        A copy of ``x``.
     """
     return _Unused.apply(x, *params)

@@ -8,6 +8,7 @@ function serves all bit widths; their type is the one to compute in.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,69 +90,106 @@ def broadcastable(x: Tensor, scale: Tensor, zero_point: Tensor, ch_axis: int) ->
     return scale.reshape(shape), zero_point.reshape(shape)
 
 
-def integers(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Round to the grid without clipping: ``round(x * (1 / scale)) + zero_point``.
+class Grid(NamedTuple):
+    """The numbers of a formula, in the type to compute in, the first three broadcastable against the values.
+
+    Computed before the formula: compiled code would repeat a division for every few elements.
+
+    Args:
+        scale: Distance of the grid's points.
+        inverse: ``1 / scale``.
+        shift: Integer that value zero is on; or, for a learned offset, the value that integer zero is on.
+        low: Lowest integer, shape [].
+        high: Highest integer, shape [].
+    """
+
+    scale: Tensor
+    inverse: Tensor
+    shift: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def make_grid(x: Tensor, scale: Tensor, shift: Tensor, quant_min: int, quant_max: int) -> Grid:
+    """Make a grid for the values ``x``; scale and shift of any shape, which the grid keeps."""
+    low, high = bounds(quant_min, quant_max, x.dtype, x.device)
+    scale = scale.to(low.dtype)
+    return Grid(scale, 1.0 / scale, shift.to(low.dtype), low, high)
+
+
+def broadcast_grid(x: Tensor, grid: Grid, ch_axis: int) -> Grid:
+    """Give the grid whose numbers, of one element or of shape [C], broadcast against ``x``."""
+    scale, inverse = broadcastable(x, grid.scale, grid.inverse, ch_axis)
+    return grid._replace(scale=scale, inverse=inverse, shift=broadcastable(x, grid.shift, grid.shift, ch_axis)[0])
+
+
+def integers(x: Tensor, inverse: Tensor, zero_point: Tensor) -> Tensor:
+    """Round to the grid without clipping: ``round(x * inverse) + zero_point``.
 
     Args:
         x: Values, any floating-point type.
-        scale: Broadcastable, the type to compute in.
+        inverse: ``1 / scale``, broadcastable, the type to compute in.
         zero_point: Broadcastable, the type to compute in.
 
     Returns:
-        New tensor of whole numbers in the type of ``scale`` and shape of ``x``; NaN where ``x`` is NaN.
+        New tensor of whole numbers in the type of ``inverse`` and shape of ``x``; NaN where ``x`` is NaN.
     """
-    return torch.mul(x.to(scale.dtype), 1.0 / scale).round_().add_(zero_point)
+    return torch.mul(x.to(inverse.dtype), inverse).round_().add_(zero_point)
 
 
-def forward_formula(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def forward_formula(x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Quantize and dequantize.
 
     Args:
         x: Values, any floating-point type and shape.
-        scale: Broadcastable, any floating-point type.
-        zero_point: Broadcastable, any type.
-        low: Lowest integer, shape [], in the type to compute in.
-        high: Highest integer, likewise.
+        scale: See :class:`Grid`, and so the others.
+        inverse: ``1 / scale``.
+        zero_point: Integer of value zero.
+        low: Lowest integer.
+        high: Highest integer.
 
     Returns:
-        ``(clamp(round(x * (1 / scale)) + zero_point, low, high) - zero_point) * scale`` in type and shape of ``x``.
+        ``(clamp(round(x * inverse) + zero_point, low, high) - zero_point) * scale`` in type and shape of ``x``.
     """
-    s, z = scale.to(low.dtype), zero_point.to(low.dtype)
-    return integers(x, s, z).clamp_(low, high).sub_(z).mul_(s).to(x.dtype)
+    return integers(x, inverse, zero_point).clamp_(low, high).sub_(zero_point).mul_(scale).to(x.dtype)
 
 
-def shifted_formula(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def shifted_formula(x: Tensor, scale: Tensor, inverse: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Quantize and dequantize on a grid that an offset moves, by any amount (Bhalgat et al. 2020, eq. 1 and 2).
 
     Args:
         x: Values, any floating-point type and shape.
-        scale: Broadcastable.
-        offset: Broadcastable: the value of integer 0.
-        low: Lowest integer, shape [], in the type to compute in.
-        high: Highest integer, likewise.
+        scale: See :class:`Grid`, and so the others.
+        inverse: ``1 / scale``.
+        offset: Value of integer zero.
+        low: Lowest integer.
+        high: Highest integer.
 
     Returns:
-        ``clamp(round((x - offset) * (1 / scale)), low, high) * scale + offset`` in type and shape of ``x``.
+        ``clamp(round((x - offset) * inverse), low, high) * scale + offset`` in type and shape of ``x``.
     """
-    s, b = scale.to(low.dtype), offset.to(low.dtype)
-    return (x.to(low.dtype) - b).mul_(1.0 / s).round_().clamp_(low, high).mul_(s).add_(b).to(x.dtype)
+    q = (x.to(low.dtype) - offset).mul_(inverse).round_().clamp_(low, high)
+    return q.mul_(scale).add_(offset).to(x.dtype)
 
 
-def backward_formula(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def backward_formula(
+    grad: Tensor, x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
     """Straight-through gradient: ``grad`` where the clip left ``x`` alone, times 0 elsewhere (also for NaN).
 
     Args:
         grad: Gradient of the result, shape and type of ``x``.
         x: As in :func:`forward_formula`, and so the others.
-        scale: Broadcastable.
-        zero_point: Broadcastable.
+        scale: Not needed.
+        inverse: ``1 / scale``.
+        zero_point: Integer of value zero.
         low: Lowest integer.
         high: Highest integer.
 
     Returns:
         Gradient of ``x``.
     """
-    q = integers(x, scale.to(low.dtype), zero_point.to(low.dtype))
+    q = integers(x, inverse, zero_point)
     return grad * ((q >= low) & (q <= high))
 
 
@@ -175,9 +213,8 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant
         ``clamp(round(x * (1 / scale)) + zero_point, quant_min, quant_max)`` in the shape of ``x``: int32, or int64
         where the range does not fit int32.
     """
-    scale, zero_point = broadcastable(x, scale, zero_point, ch_axis)
-    low, high = bounds(quant_min, quant_max, x.dtype, x.device)
-    q = integers(x, scale.to(low.dtype), zero_point.to(low.dtype)).clamp_(low, high)
+    grid = broadcast_grid(x, make_grid(x, scale, zero_point, quant_min, quant_max), ch_axis)
+    q = integers(x, grid.inverse, grid.shift).clamp_(grid.low, grid.high)
     return q.to(integer_dtype(quant_min, quant_max))
 
 

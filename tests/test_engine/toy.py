@@ -65,11 +65,11 @@ class ToyPack:
 class ToyBackbone(nn.Module):
     """Convolution, batch norm, dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(8)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.bn(self.conv(inputs)))
@@ -80,9 +80,9 @@ class ToyBackbone(nn.Module):
 class ToyNet(BaseModel):
     """A classifier as OpenMMLab models are."""
 
-    def __init__(self, data_preprocessor: dict | None = None) -> None:
+    def __init__(self, data_preprocessor: dict | None = None, dropout: float = 0.2) -> None:
         super().__init__(data_preprocessor)
-        self.backbone = ToyBackbone()
+        self.backbone = ToyBackbone(dropout)
         self.head = nn.Linear(8 * 16, CLASSES)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):

@@ -1,0 +1,15 @@
+# LSQ, 4 bits: learned scales of symmetric weights per output channel and of activations per tensor, whose zero point
+# (0 behind a ReLU) keeps its start value; first and last layer 8 bits.
+qconfig = dict(
+    qtype='affine',
+    w_observer=dict(type='mmrazor.LSQObserver'),
+    a_observer=dict(type='mmrazor.MSEObserver', p=2.4),
+    w_fake_quant=dict(type='mmrazor.LSQFakeQuantize'),
+    a_fake_quant=dict(type='mmrazor.LSQFakeQuantize'),
+    w_qscheme=dict(bit=4, is_symmetry=True, is_per_channel=True),
+    a_qscheme=dict(bit=4, is_symmetry=False, is_per_channel=False),
+    overrides=[
+        dict(order='first', w_qscheme=dict(bit=8), a_qscheme=dict(bit=8)),
+        dict(order='last', w_qscheme=dict(bit=8), a_qscheme=dict(bit=8)),
+    ],
+)

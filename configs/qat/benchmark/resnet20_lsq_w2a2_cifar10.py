@@ -1,0 +1,16 @@
+# ResNet-20 on CIFAR-10 (float: 88.50 %): 2-bit weights and activations with learned scales (LSQ).
+_base_ = [
+    '../../_base_/models/resnet20_cifar.py',
+    '../../_base_/datasets/cifar10_jpeg.py',
+    '../../_base_/schedules/cifar10_lsq_10e.py',
+    '../../_base_/qconfigs/lsq_w2a2.py',
+    '../../_base_/default_runtime.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint=f'{_base_.data_root}/weights/resnet20_cifar10jpeg_mmcls.pth',
+)

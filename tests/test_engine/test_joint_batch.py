@@ -1,0 +1,70 @@
+"""Two processes train, observe, learn scales and resume as one process with the joint batch does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from joint_runs import RUNS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(Path(__file__).with_name('joint_runs.py'))
+LAUNCHER = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('joint')
+    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'}
+    for command in ([], LAUNCHER):
+        process = subprocess.run(
+            [sys.executable, *command, SCRIPT, str(path)], env=environment, capture_output=True, text=True, cwd=path)  # fmt: skip
+        assert process.returncode == 0, process.stderr[-3000:]
+    return path
+
+
+def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return torch.load(folder / f'{name}.pth', weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RUNS)
+def test_two_processes_are_one_with_the_joint_batch(folder, name):
+    single, joint = state(folder, f'{name}_1_0'), state(folder, f'{name}_2_0')
+
+    assert list(single) == list(joint)
+    for key, value in single.items():
+        torch.testing.assert_close(joint[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f'{key}: {m}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RUNS)
+def test_ranks_have_the_same_parameters_and_buffers(folder, name):
+    one, other = state(folder, f'{name}_2_0'), state(folder, f'{name}_2_1')
+
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('world', [1, 2])
+def test_learned_scales_resume_bit_for_bit(folder, world):
+    whole, resumed = state(folder, f'learned_{world}_0'), state(folder, f'learned_{world}_0_resumed')
+
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+@pytest.mark.slow
+def test_scales_were_learned(folder):
+    trained = state(folder, 'learned_1_0')
+    start = torch.load(folder / 'learned_1' / 'epoch_1.pth', weights_only=True)['state_dict']
+    learned = [key for key in trained if key.endswith(('fake_quant.scale', 'fake_quant.offset'))]
+
+    assert learned
+    assert all(not torch.equal(trained[key], start[key]) for key in learned)
