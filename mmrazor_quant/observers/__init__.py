@@ -3,7 +3,25 @@
 from .base import RangeObserver
 from .ema_min_max import EMAMinMaxObserver
 from .ema_mse import EMAMSEObserver
+from .ema_percentile import EMAPercentileObserver
+from .fixed_range import FixedRangeObserver
+from .histogram_observer import HistogramObserver
+from .lsq import LSQObserver
+from .lsq_plus import LSQPlusObserver
 from .min_max import MinMaxObserver
 from .mse import MSEObserver
+from .percentile import PercentileObserver
 
-__all__ = ['EMAMSEObserver', 'EMAMinMaxObserver', 'MSEObserver', 'MinMaxObserver', 'RangeObserver']
+__all__ = [
+    'EMAMSEObserver',
+    'EMAMinMaxObserver',
+    'EMAPercentileObserver',
+    'FixedRangeObserver',
+    'HistogramObserver',
+    'LSQObserver',
+    'LSQPlusObserver',
+    'MSEObserver',
+    'MinMaxObserver',
+    'PercentileObserver',
+    'RangeObserver',
+]

@@ -11,6 +11,8 @@ from mmrazor_quant.compat import UniformQuantizationObserverBase
 from mmrazor_quant.ops import MIN_SCALE, qparams_from_range
 from mmrazor_quant.ops.layout import channel_rows
 
+from .distributed import reduce_extremes, reduce_sum, world_size
+
 _PER_CHANNEL = (torch.per_channel_symmetric, torch.per_channel_affine)
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
@@ -22,6 +24,11 @@ class RangeObserver(UniformQuantizationObserverBase):
     turns them into a range in :meth:`observed_range`. Statistics have a leading dimension of channels, 1 when per
     tensor. Updating them must neither read a value into Python nor depend on one.
 
+    In a run under ``torch.distributed`` the processes observe their parts of each batch as if they were one tensor:
+    each :meth:`update` reduces what it takes from its part with :meth:`joint_extremes` and :meth:`joint_sum`, so that
+    the statistics of all processes are the same at any time. All of them therefore have to call the observer equally
+    often; a process with nothing to observe calls it with an empty tensor.
+
     Args:
         dtype: Integer type in torch's terms.
         qscheme: One of ``torch.per_{tensor,channel}_{affine,symmetric}``.
@@ -31,7 +38,13 @@ class RangeObserver(UniformQuantizationObserverBase):
         is_pot_scale: Restrict scales to powers of two.
         eps: Lower bound of the scale.
         is_dynamic: As in torch.
+
+    Attributes:
+        is_joint: Whether the processes of a distributed run observe jointly. To be set to False where all of them see
+            the same tensor, as weights are: there is nothing to reduce then.
     """
+
+    is_joint: bool
 
     def __init__(
         self,
@@ -52,6 +65,7 @@ class RangeObserver(UniformQuantizationObserverBase):
         self.ch_axis = max(ch_axis, 0) if self.is_per_channel else -1
         self.is_pot_scale = is_pot_scale
         self.min_scale = eps
+        self.is_joint = True
         self._statistics: dict[str, tuple[float, torch.dtype, tuple[int, ...]]] = {}
 
     def register_statistic(
@@ -101,18 +115,27 @@ class RangeObserver(UniformQuantizationObserverBase):
         """Update the statistics.
 
         Args:
-            x: Any shape, floating point. Nothing happens if it is empty.
+            x: Any shape, floating point. Nothing happens if it is empty, except that a process of a distributed run
+                takes part in the reductions.
 
         Returns:
             ``x`` itself.
+
+        Raises:
+            ValueError: Another number of channels than before.
         """
-        if x.numel() == 0:
+        is_empty = x.numel() == 0
+        if is_empty and not self.is_reducing:
             return x
-        if self.is_per_channel and self.channels != x.shape[self.ch_axis]:
+        if self.is_per_channel and x.shape[self.ch_axis] not in (0, self.channels):
             self._adopt_channels(x.shape[self.ch_axis])
         with torch.no_grad():
-            self.update(x.detach())
+            self.update(self._no_values(x) if is_empty else x.detach())
         return x
+
+    def _no_values(self, x: Tensor) -> Tensor:
+        """Give a tensor without values that has all channels: an empty one may lack any of its dimensions."""
+        return x.new_empty((0,) * self.ch_axis + (self.channels, 0) if self.is_per_channel else (0,))
 
     def _adopt_channels(self, n: int) -> None:
         if self.channels != 1:
@@ -125,20 +148,48 @@ class RangeObserver(UniformQuantizationObserverBase):
 
     @abstractmethod
     def update(self, x: Tensor) -> None:
-        """Update the statistics from a detached, non-empty tensor."""
+        """Update the statistics.
+
+        Args:
+            x: Detached tensor. It is empty only if :attr:`is_reducing`, where other processes may have values.
+        """
+
+    @property
+    def is_reducing(self) -> bool:
+        """Whether there are other processes whose observations count too."""
+        return self.is_joint and world_size() > 1
+
+    def joint_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the extremes over all processes of what each took from its part of a batch.
+
+        Args:
+            low: Least values of this process, any shape; +inf where it has none.
+            high: Greatest values, the same shape; -inf where it has none.
+
+        Returns:
+            The extremes, the same on all processes; those given if there is nothing to reduce.
+        """
+        return reduce_extremes(low, high) if self.is_reducing else (low, high)
+
+    def joint_sum(self, x: Tensor) -> Tensor:
+        """Give the sum over all processes of what each took from its part of a batch.
+
+        Args:
+            x: Summands of this process, any shape; 0 where it has none.
+
+        Returns:
+            The sum, the same on all processes; ``x`` itself if there is nothing to reduce.
+        """
+        return reduce_sum(x) if self.is_reducing else x
 
     @abstractmethod
     def observed_range(self) -> tuple[Tensor, Tensor]:
-        """Give the range that the statistics of this process stand for.
+        """Give the range that the statistics stand for.
 
         Returns:
             Lower and upper ends, each of shape [C]. NaN or infinite where such data were seen, empty
             (lower end above the upper one) where there were no data.
         """
-
-    def global_range(self) -> tuple[Tensor, Tensor]:
-        """Give the range that all processes of a distributed run agree on; as :meth:`observed_range` if single."""
-        return self.observed_range()
 
     def to_qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Turn ranges of any shape into scale and zero point of this observer's grid."""
@@ -146,8 +197,23 @@ class RangeObserver(UniformQuantizationObserverBase):
             low, high, self.quant_min, self.quant_max, self.is_symmetric, self.is_pot_scale, self.min_scale
         )
 
+    def range_of_scale(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert :meth:`to_qparams` for a symmetric scheme.
+
+        Args:
+            scale: Any shape, floating point.
+
+        Returns:
+            Lower and upper ends, float32, of the range that gets this scale, within rounding.
+        """
+        down, up = self.quant_min, self.quant_max
+        if down < 0 < up:
+            up = (up - down) / 2
+            down = -up
+        return (min(down, 0) * scale).to(torch.float32), (max(up, 0) * scale).to(torch.float32)
+
     def running_qparams(self) -> tuple[Tensor, Tensor]:
-        """Compute scale and zero point from what this process has seen, unchecked and without a device sync.
+        """Compute scale and zero point from all data so far, unchecked and without a device sync.
 
         Returns:
             scale float32 and zero_point, each of shape [C].
@@ -155,7 +221,7 @@ class RangeObserver(UniformQuantizationObserverBase):
         return self.to_qparams(*self.observed_range())
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Compute scale and zero point from all data, checked; in a distributed run from those of all processes.
+        """Compute scale and zero point from all data so far, checked.
 
         Returns:
             scale float32 and zero_point, each of shape [C].
@@ -163,7 +229,7 @@ class RangeObserver(UniformQuantizationObserverBase):
         Raises:
             ValueError: No data were observed, or NaN or infinite ones.
         """
-        low, high = self.global_range()
+        low, high = self.observed_range()
         if bool((low > high).any()):
             raise ValueError('no data were observed')
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):

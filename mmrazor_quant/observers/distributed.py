@@ -1,10 +1,8 @@
-"""Agreement between the processes of a distributed run. In a single process each function returns its input.
-
-Results are new tensors: statistics stay those of their process, so that reducing twice counts nothing twice.
-"""
+"""Reductions over the processes of a distributed run. Results are new tensors, the same on all processes."""
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,41 +12,31 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _all_reduce(x: Tensor, op: str) -> Tensor:
-    if world_size() == 1:
-        return x
-    x = x.clone()
-    dist.all_reduce(x, getattr(dist.ReduceOp, op))
-    return x
+def reduce_extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the elementwise minimum of lower and maximum of upper ends, in one reduction.
 
+    Args:
+        low: Lower ends of this process, any shape; +inf says that there are none.
+        high: Upper ends, the same shape; -inf says that there are none.
 
-def reduce_min(x: Tensor) -> Tensor:
-    """Elementwise minimum over processes."""
-    return _all_reduce(x, 'MIN')
-
-
-def reduce_max(x: Tensor) -> Tensor:
-    """Elementwise maximum over processes."""
-    return _all_reduce(x, 'MAX')
+    Returns:
+        Lower and upper ends, float32; (-inf, inf) where a process has NaN, which a maximum of its own may pass over.
+    """
+    infinity = float('inf')
+    ends = torch.stack([-low, high]).to(torch.float32).nan_to_num_(infinity, infinity, -infinity)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return -ends[0], ends[1]
 
 
 def reduce_sum(x: Tensor) -> Tensor:
-    """Elementwise sum over processes."""
-    return _all_reduce(x, 'SUM')
-
-
-def reduce_weighted_mean(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Elementwise weighted mean over processes.
+    """Give the elementwise sum over processes.
 
     Args:
-        x: Values.
-        weight: Weights of this process, the shape of ``x``.
+        x: Summands of this process, any shape.
 
     Returns:
-        The mean (``x`` where all weights are 0) and the sum of the weights.
+        The sum, in shape and type of ``x``.
     """
-    if world_size() == 1:
-        return x, weight
-    total = reduce_sum(weight)
-    mean = reduce_sum(x * weight) / total.clamp(min=1e-30)
-    return mean.where(total > 0, x), total
+    x = x.clone()
+    dist.all_reduce(x, dist.ReduceOp.SUM)
+    return x

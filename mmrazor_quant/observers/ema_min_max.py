@@ -7,15 +7,14 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
-from .distributed import reduce_weighted_mean
 from .min_max import extremes
 
 
 class EMARangeObserver(RangeObserver):
     """Base of the observers that average one range per batch.
 
-    ``average = ema_ratio * average + (1 - ema_ratio) * range_of_batch``, starting from the first batch's range.
-    Processes of a distributed run average theirs when the parameters are computed.
+    ``average = ema_ratio * average + (1 - ema_ratio) * range_of_batch``, starting from the first batch's range. In a
+    distributed run that is the range of the parts of all processes together.
 
     Args:
         *args: See :class:`RangeObserver`.
@@ -44,27 +43,24 @@ class EMARangeObserver(RangeObserver):
         """Take the range of one batch into the average.
 
         Args:
-            low: Lower ends, shape [C] or [].
+            low: Lower ends, shape [C] or []; above the upper ones where no process has data.
             high: Upper ends, shape [C] or [].
         """
-        self.min_val.lerp_(low.to(self.min_val.dtype), self.next_weight)
-        self.max_val.lerp_(high.to(self.max_val.dtype), self.next_weight)
-        self.next_weight.fill_(1 - self.ema_ratio)
+        low, high = low.to(self.min_val.dtype), high.to(self.max_val.dtype)
+        if self.is_reducing:
+            seen = ~(low > high)
+            low, high = low.where(seen, self.min_val), high.where(seen, self.max_val)
+        self.min_val.lerp_(low, self.next_weight)
+        self.max_val.lerp_(high, self.next_weight)
+        if self.is_reducing:
+            self.next_weight.masked_fill_(seen, 1 - self.ema_ratio)
+        else:
+            self.next_weight.fill_(1 - self.ema_ratio)
 
     def observed_range(self) -> tuple[Tensor, Tensor]:
         """Give the average range, each end of shape [C]; empty where there were no data."""
-        return self._empty_where(self.next_weight == 1, self.min_val, self.max_val)
-
-    def global_range(self) -> tuple[Tensor, Tensor]:
-        """Give the mean of the processes' average ranges, leaving out processes without data."""
-        seen = (self.next_weight != 1).to(self.min_val.dtype)
-        low, total = reduce_weighted_mean(self.min_val, seen)
-        high, _ = reduce_weighted_mean(self.max_val, seen)
-        return self._empty_where(total == 0, low, high)
-
-    @staticmethod
-    def _empty_where(unseen: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return low.masked_fill(unseen, float('inf')), high.masked_fill(unseen, float('-inf'))
+        unseen = self.next_weight == 1
+        return self.min_val.masked_fill(unseen, float('inf')), self.max_val.masked_fill(unseen, float('-inf'))
 
 
 @MODELS.register_module()
@@ -73,4 +69,4 @@ class EMAMinMaxObserver(EMARangeObserver):
 
     def update(self, x: Tensor) -> None:
         """Average in the extremes of ``x``."""
-        self.average(*extremes(x, self.ch_axis))
+        self.average(*self.joint_extremes(*extremes(x, self.ch_axis)))

@@ -8,32 +8,36 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .ema_min_max import EMARangeObserver
+from .error_search import best_for_histogram, best_for_values
+from .histogram_base import HistogramBase, require_at_least, unless_bad
 from .min_max import extremes
-from .mse import ErrorSearchObserver, unless_bad
 
 
 @MODELS.register_module()
-class EMAMSEObserver(ErrorSearchObserver, EMARangeObserver):
+class EMAMSEObserver(HistogramBase, EMARangeObserver):
     """Exponential moving average of the range that minimises sum |x - fq(x)|^p in each batch.
 
     Args:
         *args: See :class:`RangeObserver`.
-        exact: Whether to search on all values of a batch instead of on a histogram; None: if per channel.
-        **kwargs: See :class:`ErrorSearchObserver` and :class:`EMARangeObserver`.
+        p: Exponent of the error.
+        exact: Whether to search on all values of a batch instead of on a histogram; None: if per channel. Where the
+            processes of a distributed run observe jointly, the search is on the joint histogram always.
+        **kwargs: See :class:`HistogramBase` and :class:`EMARangeObserver`.
     """
 
-    def __init__(self, *args, exact: bool | None = None, **kwargs) -> None:
+    def __init__(self, *args, p: float = 2.0, exact: bool | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        require_at_least('p', p, 0.1)
+        self.p = p
         self.exact = self.is_per_channel if exact is None else exact
 
     def update(self, x: Tensor) -> None:
         """Average in the best range of ``x``."""
         rows = self.rows(x).to(torch.float32)
-        if self.exact:
+        if self.exact and not self.is_reducing:
             low, high = (v.reshape(-1).to(torch.float32) for v in extremes(x, self.ch_axis))
-            best = self.search_values(rows, low, high)
+            best = best_for_values(self, rows, low, high, self.p)
         else:
-            nothing = torch.full_like(self.min_val, float('inf'))
-            counts, low, high = self.count(rows, nothing, -nothing)
-            best = self.search_histogram(counts, low, high)
+            counts, low, high = self.count_batch(rows)
+            best = best_for_histogram(self, counts, low, high, self.p)
         self.average(*unless_bad(*best, low, high))

@@ -190,6 +190,39 @@ def bin_edges(low: Tensor, high: Tensor, bins: int) -> Tensor:
     return edges * edges.abs()
 
 
+def bin_positions(x: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
+    """Tell where among the bins values lie.
+
+    Args:
+        x: Values, shape [C, N], in the type of :func:`exact_dtype`.
+        low: Lower ends of the ranges, shape [C].
+        high: Upper ends, shape [C].
+        bins: Number of bins.
+
+    Returns:
+        Shape [C, N]: i + f for a value at the portion f of bin i, from 0 to ``bins``. 0 where a range is not finite.
+    """
+    start, width = _bins(low.to(x.dtype), high.to(x.dtype), bins)
+    return ((_compress(x) - start) / width).nan_to_num_(0.0).clamp_(0, bins)
+
+
+def bins_at_zero(low: Tensor, high: Tensor, bins: int) -> Tensor:
+    """Tell which bins values of zero are in, where rounding or :func:`rebin` may have spread them over neighbours.
+
+    Args:
+        low: Lower ends of the ranges, shape [C].
+        high: Upper ends, shape [C].
+        bins: Number of bins.
+
+    Returns:
+        bool, shape [C, bins].
+    """
+    dtype = exact_dtype(low.device)
+    start, width = _bins(low.to(dtype), high.to(dtype), bins)
+    centers = start + width * (_steps(start, bins)[:-1] + 0.5)
+    return centers.abs() < 1.25 * width
+
+
 def _compress(x: Tensor) -> Tensor:
     return x.abs().sqrt_().copysign_(x)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from mmrazor_quant.ops import eager_mode
+
+from .base import RangeObserver
 
 ErrorFn = Callable[[Tensor, Tensor], Tensor]
 """From scale and zero point of M candidates, shape [M, C], to their errors, shape [M, C]."""
@@ -16,6 +21,28 @@ QParamsFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 Stages = tuple[tuple[Tensor, Tensor], ...]
 """Per stage M factors for the lower and M for the upper end, relative to the best range so far."""
+
+
+def best_range(
+    observer: RangeObserver, coarse: ErrorFn, fine: ErrorFn, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Find the best range of an observer's grid inside [low, high].
+
+    Args:
+        observer: Whose grid it is.
+        coarse: As in :func:`search_range`.
+        fine: As in :func:`search_range`.
+        low: Lowest ends, shape [C].
+        high: Highest ends, shape [C].
+
+    Returns:
+        Lower and upper ends of the best ranges, shape [C].
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    # Of two candidates that are as good, compiled and eager code may prefer different ones. Each process decides for
+    # itself when to compile, but all of them have to find the same range.
+    with eager_mode() if observer.is_reducing else contextlib.nullcontext():
+        return search_range(coarse, fine, observer.to_qparams, low, high, tied=observer.is_symmetric)
 
 
 def search_range(
