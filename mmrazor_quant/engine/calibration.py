@@ -25,8 +25,8 @@ def calibrate(model: QuantModel, batches: Iterable, steps: int, field: str, weig
     """Set the qparams of all weights from the weights, and those of all activations from data.
 
     The activations observed are float ones, so that the range of one does not depend on the quantization error of
-    those before it; by option the weights are quantized meanwhile. Under data parallelism the ranges are those of
-    rank 0.
+    those before it; by option the weights are quantized meanwhile. Under data parallelism each process has its own
+    data, and the ranges are those of all of them together.
 
     Args:
         model: Model; left in the quantized state, in eval mode, and marked as calibrated.
@@ -48,6 +48,7 @@ def calibrate(model: QuantModel, batches: Iterable, steps: int, field: str, weig
         raise ValueError(f'{field} gives no data: the calibration set is empty')
     model.compute_act_qparams()
     for tensor in model.state_dict().values():
+        # Observers of this package agree already; those of torch have seen the data of their process only.
         broadcast(tensor, src=0)
     model.mark_calibrated()
     set_quantized(model)

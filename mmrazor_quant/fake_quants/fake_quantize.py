@@ -80,16 +80,44 @@ class FakeQuantize(FakeQuantizeBase):
         Returns:
             Shape and type of ``x``.
         """
-        scale, zero_point = self.scale, self.zero_point
-        if self._observing:
-            self.activation_post_process(x.detach())
-            if self._quantizing:
-                # The new tensors are what autograd keeps: a module called twice overwrites its buffers before backward.
-                scale, zero_point = self._running_qparams()
-                self._set_qparams(scale, zero_point)
+        qparams = self._observe(x.detach()) if self._observing else (self.scale, self.zero_point)
         if self._quantizing:
-            return ops.fake_quantize(x, scale, zero_point, self.quant_min, self.quant_max, self.ch_axis)
+            return ops.fake_quantize(x, *qparams, self.quant_min, self.quant_max, self.ch_axis)
         return x
+
+    def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Observe a tensor; returns the scale and zero point to quantize it with, if it is to be."""
+        self.activation_post_process(x)
+        if not self._quantizing:
+            return self.scale, self.zero_point
+        # The new tensors are what autograd keeps: a module called twice overwrites its buffers before backward.
+        qparams = self._running_qparams()
+        self._set_qparams(*qparams)
+        return qparams
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether :meth:`folded` is what the forward does: not where a subclass has a forward of its own."""
+        return type(self).forward is FakeQuantize.forward
+
+    def folded(self, weight: Tensor, factor: Tensor, ch_axis: int) -> Tensor:
+        """Fake-quantize the product of weight and factor, and divide by the factor again, each if switched on.
+
+        Args:
+            weight: Any shape.
+            factor: Shape [C], without gradient.
+            ch_axis: Dimension of the channels.
+
+        Returns:
+            Shape and type of ``weight``.
+        """
+        qparams = self.scale, self.zero_point
+        if self._observing:
+            shape = [-1 if d == ch_axis else 1 for d in range(weight.dim())]
+            qparams = self._observe(weight.detach() * factor.reshape(shape))
+        if not self._quantizing:
+            return weight
+        return ops.fake_quantize_folded(weight, *qparams, factor, self.quant_min, self.quant_max, ch_axis)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Give the scale and zero point that the observer's statistics call for, without using them."""

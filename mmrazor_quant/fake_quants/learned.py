@@ -70,15 +70,24 @@ class LearnedFakeQuantize(FakeQuantize):
         Returns:
             Shape and type of ``x``.
         """
-        if self._observing and not (self._quantizing and self._initialized):
-            self.activation_post_process(x.detach())
-            if self._quantizing:
-                self._set_qparams(*self._running_qparams())
-        if self._quantizing:
-            return self.quantize(x)
+        if self._needs_observation:
+            self._observe(x.detach())
+        return self.quantize(x) if self._quantizing else self._pass_on(x)
+
+    @property
+    def _needs_observation(self) -> bool:
+        return self._observing and not (self._quantizing and self._initialized)
+
+    def _pass_on(self, x: Tensor) -> Tensor:
+        """Return ``x`` unquantized; in training, with a gradient of zero for the parameters."""
         if self.training and torch.is_grad_enabled():
             return ops.unused(x, *self.learned_parameters())
         return x
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether :meth:`folded` is what the forward does; a subclass that has the method says so."""
+        return False
 
     @torch.no_grad()
     def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:

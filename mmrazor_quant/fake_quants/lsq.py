@@ -61,6 +61,24 @@ class LSQFakeQuantize(LearnedFakeQuantize):
         highest = self.quant_max if self.quant_max > 0 else -self.quant_min
         return 1.0 / math.sqrt(max(sharing, 1.0) * highest)
 
+    @property
+    def can_fold(self) -> bool:
+        """Whether :meth:`folded` is what the forward does: not where a subclass quantizes in a way of its own."""
+        kind = type(self)
+        return kind.forward is LearnedFakeQuantize.forward and kind.quantize is LSQFakeQuantize.quantize
+
+    def folded(self, weight: Tensor, factor: Tensor, ch_axis: int) -> Tensor:
+        """Fake-quantize the product of weight and factor, and divide by the factor again; see the base class."""
+        if self._needs_observation:
+            shape = [-1 if d == ch_axis else 1 for d in range(weight.dim())]
+            self._observe(weight.detach() * factor.reshape(shape))
+        if not self._quantizing:
+            return self._pass_on(weight)
+        return ops.fake_quantize_folded(
+            weight, self.scale, self.zero_point, factor, self.quant_min, self.quant_max, ch_axis,
+            self.grad_factor(weight), self.is_pot_scale,
+        )  # fmt: skip
+
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize; see the base class."""
         return ops.fake_quantize_learned(

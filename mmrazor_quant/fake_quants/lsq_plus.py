@@ -13,6 +13,7 @@ from mmrazor_quant.observers import RangeObserver
 from mmrazor_quant.registry import MODELS
 
 from .fake_quantize import Call
+from .learned import LearnedFakeQuantize
 from .lsq import LSQFakeQuantize
 
 
@@ -63,6 +64,13 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
         offset = read('offset')
         shifted = call(ops.shift, x, call(torch.neg, offset), self.ch_axis)
         return call(ops.shift, super().explicit(shifted, call, read), offset, self.ch_axis)
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether :meth:`folded` is what the forward does: without an offset, as in LSQ."""
+        kind = type(self)
+        plain = kind.forward is LearnedFakeQuantize.forward and kind.quantize is LSQPlusFakeQuantize.quantize
+        return plain and self.offset is None
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize; see the base class."""

@@ -178,10 +178,15 @@ def quantized_layer_norm(
 
 def _unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
     """Returns the layer's weight, folded, quantized, and divided by what folding multiplied it with."""
+    quantizer = layer.weight_fake_quant
+    if getattr(quantizer, 'can_fold', False):
+        with torch.no_grad():
+            factor = batch_norm_factor(norm)
+        return quantizer.folded(layer.weight, factor, channel_axis(layer))
     factor = per_channel(batch_norm_factor(norm).detach(), layer)
     # A channel that the batch norm multiplies by zero cannot be unfolded; it stays float, for gamma to learn from.
     unused = factor == 0
-    quantized = layer.weight_fake_quant(layer.weight * factor) / torch.where(unused, 1.0, factor)
+    quantized = quantizer(layer.weight * factor) / torch.where(unused, 1.0, factor)
     return torch.where(unused, layer.weight, quantized)
 
 

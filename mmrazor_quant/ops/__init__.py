@@ -2,6 +2,7 @@
 
 from .dispatch import eager_mode, fake_quantize
 from .dynamic import SHARES, dynamic_qparams, shared_rows
+from .folded import fake_quantize_folded
 from .learned import (
     fake_quantize_clip,
     fake_quantize_learned,
@@ -21,6 +22,7 @@ __all__ = [
     'effective_scale',
     'fake_quantize',
     'fake_quantize_clip',
+    'fake_quantize_folded',
     'fake_quantize_learned',
     'fake_quantize_offset',
     'fake_quantize_soft',

@@ -16,7 +16,7 @@ from . import chunked, compiled, elementwise, learned_reference, reference
 from .dispatch import Spec, like_strided, run_forward
 from .layout import is_dense
 from .learned_reference import Formula, Sums
-from .qparams import effective_scale
+from .qparams import effective_scale, gradient_of_scale
 
 MIN_NUMEL = 2**11
 """Gradients of smaller tensors are quicker in eager (measured on CPU)."""
@@ -58,7 +58,7 @@ class _LearnedStep(torch.autograd.Function):
         x, scale, step, zero_point = ctx.saved_tensors
         spec, factor, is_pot = ctx.rest
         inner, of_step = _gradients(learned_reference.step_terms, grad, x, step, zero_point, spec)
-        return inner, _of_raw(of_step, scale, step, factor, is_pot), None, None, None, None
+        return inner, gradient_of_scale(of_step, scale, step, factor, is_pot), None, None, None, None
 
 
 class _LearnedOffset(torch.autograd.Function):
@@ -77,7 +77,7 @@ class _LearnedOffset(torch.autograd.Function):
         spec, factor, is_pot = ctx.rest
         inner, of_step, of_offset = _gradients(learned_reference.offset_terms, grad, x, step, offset, spec)
         of_offset = (of_offset * factor).to(offset.dtype)
-        return inner, _of_raw(of_step, scale, step, factor, is_pot), of_offset, None, None, None
+        return inner, gradient_of_scale(of_step, scale, step, factor, is_pot), of_offset, None, None, None
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -127,13 +127,6 @@ class _Unused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         return grad, *[torch.zeros_like(p) for p in ctx.saved_tensors]
-
-
-def _of_raw(of_step: Tensor, scale: Tensor, step: Tensor, factor: float, is_pot: bool) -> Tensor:
-    """Turn the gradient of the step in use into that of the parameter."""
-    if is_pot:  # d step / d scale = step / scale, from log2(step) = round(log2(scale))
-        of_step = of_step * (step / effective_scale(scale))
-    return (of_step * factor).to(scale.dtype)
 
 
 def fake_quantize_learned(

@@ -87,6 +87,24 @@ def effective_scale(scale: Tensor, is_pot_scale: bool = False) -> Tensor:
     return round_to_power_of_two(scale) if is_pot_scale else scale
 
 
+def gradient_of_scale(of_step: Tensor, scale: Tensor, step: Tensor, factor: float, is_pot_scale: bool) -> Tensor:
+    """Turn the gradient of a scale in use into that of the learned parameter, straight through the rounding.
+
+    Args:
+        of_step: Gradient of the scale in use.
+        scale: The parameter.
+        step: ``effective_scale(scale, is_pot_scale)``.
+        factor: What the gradient is multiplied with.
+        is_pot_scale: Whether the scale was rounded to a power of two.
+
+    Returns:
+        Shape and type of ``scale``.
+    """
+    if is_pot_scale:  # d step / d scale = step / scale, from log2(step) = round(log2(scale))
+        of_step = of_step * (step / effective_scale(scale))
+    return (of_step if factor == 1.0 else of_step * factor).to(scale.dtype)
+
+
 def round_to_power_of_two(scale: Tensor) -> Tensor:
     """Round to ``2 ** round(log2(scale))``, exactly.
 

@@ -37,7 +37,7 @@ class QuantEvalHook(Hook):
         """
         model = unwrap_quant_model(runner, 'mmrazor.QuantEvalHook')
         for buffer in model.buffers():
-            # Each rank has observed its own data; the ranges that are saved are those of rank 0.
+            # What is a rank's own, such as statistics of batch norms, is saved by rank 0.
             broadcast(buffer, src=0)
         model.set_quant_state(weight_observer=False, act_observer=False)
 

@@ -49,7 +49,8 @@ class _QATLoop(BaseLoop):
         self.runner.register_hook(EMABuffersHook())
         make_checkpoints_atomic(self.runner)
         if isinstance(self.runner.model, DistributedDataParallel):
-            # Each rank observes its own data: all go on from the ranges of rank 0, which are those that are saved.
+            # The statistics of batch norms, and of torch's own observers, are those of each rank's data: all go on from
+            # those of rank 0, which are the ones that are saved.
             self.runner.model.broadcast_buffers = True
 
     @property

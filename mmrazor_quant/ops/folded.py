@@ -1,0 +1,116 @@
+"""Fake quantization of a weight that a batch norm is folded into and taken out of again, without the two copies.
+
+Folding multiplies each channel by a factor f, and a scale s quantizes the product; divided by f again, that is
+quantization with the scale s / f, which may be negative. So the weight itself is quantized, with other scales.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import compiled, elementwise, learned_reference
+from .dispatch import Spec, like_strided
+from .layout import is_dense
+from .qparams import effective_scale, gradient_of_scale
+from .reference import Grid, bounds, broadcast_grid, forward_formula
+
+MIN_NUMEL = 2**9
+"""Smaller weights are quicker in eager (measured on CPU)."""
+
+_OPERATIONS = 20
+"""Elementwise operations in a formula."""
+
+
+def folded_grid(x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec) -> Grid:
+    """Make the grid of scales s / f; 0, and so is its inverse, in channels of factor 0.
+
+    Args:
+        x: Weight.
+        scale: Shape [1] or [C].
+        zero_point: Shape of ``scale``.
+        factor: Shape [C].
+        spec: Range of integers and dimension of the channels.
+
+    Returns:
+        Numbers of shape [C].
+    """
+    low, high = bounds(spec[0], spec[1], x.dtype, x.device)
+    scale, factor = scale.to(low.dtype), factor.to(low.dtype)
+    used = factor != 0
+    own = torch.where(used, scale / factor, 0.0)
+    return Grid(own, factor / scale, zero_point.to(low.dtype).expand(own.shape), low, high)
+
+
+def folded_formula(x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Compute :func:`.reference.forward_formula`, and leave channels as they are whose scale is 0."""
+    return torch.where(scale == 0, x, forward_formula(x, scale, inverse, zero_point, low, high))
+
+
+class _Folded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec, grad_factor: float,
+        is_pot: bool,
+    ):  # fmt: skip
+        step = effective_scale(scale, is_pot)
+        grid = folded_grid(x, step, zero_point, factor, spec)
+        ctx.save_for_backward(x, scale, step, *grid)
+        ctx.rest = spec, grad_factor, is_pot
+        if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+            result = elementwise.run(folded_formula, [x], grid, spec[2], _OPERATIONS)
+            if result is not None:
+                return result
+        return folded_formula(x, *broadcast_grid(x, grid, spec[2]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, step, *numbers = ctx.saved_tensors
+        spec, grad_factor, is_pot = ctx.rest
+        grid = Grid(*numbers)
+        inner, of_own = _gradients(grad, x, grid, spec[2])
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            # d own / d step = 1 / f = own / step
+            of_step = of_own * (grid.scale / step)
+            of_step = of_step.sum().reshape(1) if scale.numel() == 1 else of_step
+            of_scale = gradient_of_scale(of_step, scale, step, grad_factor, is_pot)
+        return inner, of_scale, None, None, None, None, None
+
+
+def _gradients(grad: Tensor, x: Tensor, grid: Grid, ch_axis: int) -> tuple[Tensor, ...]:
+    formula = learned_reference.step_terms
+    if not torch.is_grad_enabled():
+        grad = like_strided(grad, x)
+        if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+            result = elementwise.run(formula, [grad, x], grid, ch_axis, _OPERATIONS, has_terms=True)
+            if result is not None:
+                return result
+    return learned_reference.reduced(formula, grad, x, grid, ch_axis)
+
+
+def fake_quantize_folded(
+    x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, quant_min: int, quant_max: int, ch_axis: int,
+    grad_factor: float = 1.0, is_pot_scale: bool = False,
+) -> Tensor:  # fmt: skip
+    """Fake-quantize ``x * factor`` and divide the result by ``factor``.
+
+    Args:
+        x: Weight of any shape.
+        scale: Scale of the product, shape [1] or [C]; a learned one if it requires a gradient.
+        zero_point: Whole numbers, shape as ``scale``.
+        factor: Shape [C]; has no gradient. Channels of factor 0 stay as they are.
+        quant_min: Lowest integer.
+        quant_max: Highest integer.
+        ch_axis: Dimension of the channels.
+        grad_factor: What the gradient of ``scale`` is multiplied with.
+        is_pot_scale: Round the scale to a power of two.
+
+    Returns:
+        Shape and type of ``x``, with straight-through gradient and, for ``scale``, that of
+        :func:`fake_quantize_learned`.
+    """
+    spec = (quant_min, quant_max, ch_axis)
+    return _Folded.apply(x, scale, zero_point, factor, spec, grad_factor, is_pot_scale)
