@@ -9,7 +9,14 @@ qconfig = dict(
     w_qscheme=dict(bit=4, is_symmetry=True, is_per_channel=True),
     a_qscheme=dict(bit=4, is_symmetry=False, is_per_channel=False),
     overrides=[
-        dict(order='first', w_qscheme=dict(bit=8), a_qscheme=dict(bit=8)),
+        # The range of images is known; learning it would cost a gradient of the images.
+        dict(
+            order='first',
+            w_qscheme=dict(bit=8),
+            a_qscheme=dict(bit=8),
+            a_observer=dict(type='mmrazor.MinMaxObserver'),
+            a_fake_quant=dict(type='mmrazor.FakeQuantize'),
+        ),
         dict(order='last', w_qscheme=dict(bit=8), a_qscheme=dict(bit=8)),
     ],
 )
