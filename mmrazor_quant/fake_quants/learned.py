@@ -72,7 +72,7 @@ class LearnedFakeQuantize(FakeQuantize):
         """
         if self._observing and not (self._quantizing and self._initialized):
             self.activation_post_process(x.detach())
-            if self._quantizing:
+            if self._quantizing and x.numel() > 0:
                 self._set_qparams(*self._running_qparams())
         if self._quantizing:
             return self.quantize(x)
