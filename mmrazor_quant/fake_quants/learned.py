@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
+from mmrazor_quant.observers import RangeObserver
 
 from .fake_quantize import FakeQuantize
 
@@ -77,6 +78,23 @@ class LearnedFakeQuantize(FakeQuantize):
     @property
     def _needs_observation(self) -> bool:
         return self._observing and not (self._quantizing and self._initialized)
+
+    def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Observe a tensor; start from what was seen, by any process, if quantization is on.
+
+        Raises:
+            ValueError: NaN or infinite values to start from.
+        """
+        self.activation_post_process(x)
+        if self._quantizing and self._has_seen_data(x):
+            self._set_qparams(*self.calculate_qparams())
+        return self.scale, self.zero_point
+
+    def _has_seen_data(self, x: Tensor) -> bool:
+        if not isinstance(self.activation_post_process, RangeObserver):
+            return x.numel() > 0
+        low, high = self.activation_post_process.observed_range()
+        return not bool((low > high).any())
 
     def _pass_on(self, x: Tensor) -> Tensor:
         """Return ``x`` unquantized; in training, with a gradient of zero for the parameters."""

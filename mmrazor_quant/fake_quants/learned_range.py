@@ -36,16 +36,24 @@ class LearnedRangeFakeQuantize(LearnedFakeQuantize):
 
     def start(self, scale: Tensor, zero_point: Tensor) -> None:
         """Set the range to that of the grid."""
-        steps = self.quant_max - self.quant_min
         if self.lower is None:
-            self.upper.copy_(scale * (self.quant_max if self._is_one_sided else steps / 2))
+            self.upper.copy_(scale * self._levels)
         else:
+            # In float64: the difference of 32-bit integers need not fit their type.
+            zero_point, scale = zero_point.double(), scale.double()
             self.lower.copy_((self.quant_min - zero_point) * scale)
             self.upper.copy_((self.quant_max - zero_point) * scale)
 
     @property
     def _is_one_sided(self) -> bool:
         return self.quant_min >= 0
+
+    @property
+    def _levels(self) -> float:
+        """The upper end of a symmetric range, in steps."""
+        if self._is_one_sided:
+            return self.quant_max
+        return -self.quant_min if self.quant_max <= 0 else (self.quant_max - self.quant_min) / 2
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Give the range that is clipped to, with gradients for the parameters.

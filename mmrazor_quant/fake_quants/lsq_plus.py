@@ -44,7 +44,9 @@ class LSQPlusFakeQuantize(LSQFakeQuantize):
         if self.offset is None:
             super().start(scale, zero_point)
             return
-        scale, low = self._unwidened(scale, -zero_point * scale + self.quant_min * scale)
+        # In float64: the difference of 32-bit integers need not fit their type.
+        low = (self.quant_min - zero_point.double()) * scale
+        scale, low = self._unwidened(scale, low.to(scale.dtype))
         self.scale.copy_(scale)
         self.offset.copy_(low - self.quant_min * ops.effective_scale(scale, self.is_pot_scale))
 

@@ -46,13 +46,20 @@ def _numbers(grid: Grid) -> tuple[Tensor, ...]:
     return tuple(p.reshape(()) for p in grid)
 
 
+def _round(u: Tensor, zero_point: Tensor, out: Tensor | None = None) -> Tensor:
+    """Round to the grid; a zero point of zero, which on a CPU costs nothing to look at, is not added."""
+    q = torch.round(u, out=out)
+    return q.add_(zero_point) if zero_point else q
+
+
 def forward(x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.forward_formula` for one scale."""
     result = torch.empty_like(x)
     scale, inverse, zero_point, low, high = _numbers(grid)
     for source, target in _pieces(x, result):
-        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low)).round_().add_(zero_point)
-        q = q.clamp_(low, high).sub_(zero_point).mul_(scale)
+        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low))
+        q = _round(q, zero_point, out=q).clamp_(low, high)
+        q = (q.sub_(zero_point) if zero_point else q).mul_(scale)
         if q is not target:
             target.copy_(q)
     return result
@@ -63,7 +70,8 @@ def backward(grad: Tensor, x: Tensor, grid: Grid) -> Tensor:
     result = torch.empty_like(grad)
     _, inverse, zero_point, low, high = _numbers(grid)
     for g, v, target in _pieces(grad, x, result):
-        q = torch.mul(v.to(low.dtype), inverse).round_().add_(zero_point)
+        q = torch.mul(v.to(low.dtype), inverse)
+        q = _round(q, zero_point, out=q)
         torch.mul(g, q.eq_(q.clamp(low, high)), out=target)
     return result
 
@@ -76,11 +84,14 @@ def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """
     result = torch.empty_like(grad)
     _, inverse, zero_point, low, high = _numbers(grid)
-    total = torch.zeros((), dtype=low.dtype, device=x.device)
+    nothing, total = low.new_zeros(()), low.new_zeros(())
     for g, v, target in _pieces(grad, x, result):
         u = torch.mul(v.to(low.dtype), inverse)
-        q = torch.round(u).add_(zero_point)
+        q = _round(u, zero_point)
         d = q.clamp(low, high)
-        torch.mul(g, q.eq_(d), out=target)
-        total += torch.dot(g.to(low.dtype), d.sub_(zero_point)) - torch.dot(target.to(low.dtype), u)
+        inside = torch.eq(q, d)
+        torch.mul(g, inside, out=target)
+        d = d.sub_(zero_point) if zero_point else d
+        # Not the difference of two sums: at many bits each is large, and their difference small.
+        total += torch.dot(g.to(low.dtype), d.sub_(torch.where(inside, u, nothing, out=q)))
     return result, total.reshape(1)

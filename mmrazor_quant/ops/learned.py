@@ -57,6 +57,7 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, step, zero_point = ctx.saved_tensors
         spec, factor, is_pot = ctx.rest
+        step = _derivable(step, scale)
         inner, of_step = _gradients(learned_reference.step_terms, grad, x, step, zero_point, spec)
         return inner, gradient_of_scale(of_step, scale, step, factor, is_pot), None, None, None, None
 
@@ -75,6 +76,7 @@ class _LearnedOffset(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, step, offset = ctx.saved_tensors
         spec, factor, is_pot = ctx.rest
+        step = _derivable(step, scale)
         inner, of_step, of_offset = _gradients(learned_reference.offset_terms, grad, x, step, offset, spec)
         of_offset = (of_offset * factor).to(offset.dtype)
         return inner, gradient_of_scale(of_step, scale, step, factor, is_pot), of_offset, None, None, None
@@ -127,6 +129,11 @@ class _Unused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         return grad, *[torch.zeros_like(p) for p in ctx.saved_tensors]
+
+
+def _derivable(step: Tensor, scale: Tensor) -> Tensor:
+    """Give the step in use; where gradients of gradients are asked for, as a function of the parameter."""
+    return step + (scale - scale.detach()) if torch.is_grad_enabled() else step
 
 
 def fake_quantize_learned(

@@ -23,7 +23,8 @@ def folder(tmp_path_factory) -> Path:
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'}
     for command in ([], LAUNCHER):
         process = subprocess.run(
-            [sys.executable, *command, SCRIPT, str(path)], env=environment, capture_output=True, text=True, cwd=path)  # fmt: skip
+            [sys.executable, *command, SCRIPT, str(path)], env=environment, capture_output=True, text=True, cwd=path
+        )
         assert process.returncode == 0, process.stderr[-3000:]
     return path
 
