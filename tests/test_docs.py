@@ -199,6 +199,8 @@ def run_script(script: str, arguments: list[str], environment: dict[str, str]) -
     """Run a script in this process, which spares the imports of a new one; its exit message is printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [script, *arguments])
+        # As python does: scripts import what lies beside them.
+        patch.syspath_prepend(str(Path(script).resolve().parent))
         for folder in reversed(environment.pop('PYTHONPATH', '').split(os.pathsep)):
             if folder:
                 patch.syspath_prepend(str(Path(folder).resolve()))

@@ -63,7 +63,8 @@ class QConfig:
             ``w_qscheme``, ``a_qscheme`` (a dict, or ``'float'``) and ``overrides``: a list of dicts, each with one or
             more of ``name`` (pattern of module paths), ``type`` (class name of a layer, or ``'matmul'``, ``'einsum'``,
             ``'add'``) and ``order`` (``'first'`` or ``'last'`` layer), and any of the fields above. A scheme in an
-            override changes only the entries that it names. Later overrides win.
+            override changes only the entries that it names, as one of the base does to the default. Later overrides
+            win.
 
     Raises:
         ValueError: an unknown field or value, naming it.
@@ -75,7 +76,7 @@ class QConfig:
         if qtype != 'affine':
             raise ValueError(f"qconfig.qtype: 'affine' is what is supported, got {qtype!r}")
         self.overrides = [_override(item, i) for i, item in enumerate(_list(cfg.pop('overrides', [])))]
-        self._base = {**_DEFAULTS, **_known(cfg, 'qconfig')}
+        self._base = _merge(_DEFAULTS, _known(cfg, 'qconfig'))
         self._matched: set[int] = set()
         self.all_tensor_configs()
 

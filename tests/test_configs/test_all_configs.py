@@ -155,7 +155,7 @@ def test_nothing_of_the_stock_schedule_is_left(name):
     cfg = load(name)
 
     assert [scheduler.type for scheduler in cfg.param_scheduler] == ['CosineAnnealingLR']
-    assert cfg.param_scheduler[0].T_max == cfg.train_cfg.max_epochs == 10
+    assert cfg.param_scheduler[0].T_max == cfg.train_cfg.max_epochs == cfg.qat_loop.max_epochs
     assert cfg.optim_wrapper == cfg.qat_optim_wrapper
     assert cfg.get('custom_hooks', []) == []
 
