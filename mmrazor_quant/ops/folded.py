@@ -41,7 +41,7 @@ def folded_grid(x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, sp
     scale, factor = scale.to(low.dtype), factor.to(low.dtype)
     used = factor != 0
     own = torch.where(used, scale / factor, 0.0)
-    return Grid(own, factor / scale, zero_point.to(low.dtype).expand(own.shape), low, high)
+    return Grid(own, factor / scale, zero_point.to(low.dtype).expand(own.shape).contiguous(), low, high)
 
 
 def folded_formula(x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
