@@ -148,10 +148,12 @@ def _bake_layer(root: nn.Module, layer_path: str, calls: _LayerCalls) -> None:
         norm = root.get_submodule(calls.norm)
         weight, bias = folded_weight(layer, norm), folded_bias(layer, norm)
         _replace(root, calls.norm, nn.Identity())
+    # Before the bias, whose scale may be that of the weight quantized last.
+    weight = layer.weight_fake_quant(weight)
     bias = _baked_bias(root, layer_path, bias, calls.bias_inputs)
     if bias is not layer.bias:
         layer.bias = nn.Parameter(bias)
-    _set_parameter(layer, 'weight', layer.weight_fake_quant(weight))
+    _set_parameter(layer, 'weight', weight)
 
 
 def _baked_bias(root: nn.Module, layer_path: str, bias: Tensor | None, inputs: set[str | None]) -> Tensor | None:
