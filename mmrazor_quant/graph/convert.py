@@ -150,8 +150,9 @@ def _quantizers_read(graphs: list[fx.Graph], baked: dict[str, str]) -> set[str]:
     found = set()
     for graph in graphs:
         for node in graph.nodes:
-            is_baked = node.op == 'call_module' and baked.get(node.args[0].target) == node.target
-            if node.op == 'get_attr' or (node.op == 'call_module' and not is_baked):
+            source = node.args[0] if node.op == 'call_module' and node.args else None
+            is_baked = isinstance(source, Node) and baked.get(source.target) == node.target
+            if node.op in ('get_attr', 'call_module') and not is_baked:
                 found.add(node.target)
     return found
 
