@@ -41,7 +41,7 @@ class QuantOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg = dict(paramwise_cfg or {})
         own = {name: paramwise_cfg.pop(name, None) for name in _OWN_FIELDS}
         for name, value in own.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
                 raise ValueError(f'optim_wrapper.paramwise_cfg.{name}: got {value!r}, allowed: numbers >= 0')
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         # Not empty: with an empty one mmengine puts all parameters into one group, unseen.
@@ -80,10 +80,10 @@ class QuantOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put the parameters of groups with equal options into one."""
+    """Put the parameters of groups with equal options into one, each once, whatever its names in the model."""
     merged: dict[tuple, dict[str, Any]] = {}
     for group in groups:
         options = {name: value for name, value in group.items() if name != 'params'}
         key = tuple(sorted((name, repr(value)) for name, value in options.items()))
         merged.setdefault(key, {'params': [], **options})['params'].extend(group['params'])
-    return list(merged.values())
+    return [{**group, 'params': list(dict.fromkeys(group['params']))} for group in merged.values()]

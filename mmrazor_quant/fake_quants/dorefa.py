@@ -20,7 +20,7 @@ class DoReFaFakeQuantize(FakeQuantize):
     Two things differ from the paper, which trains from scratch with a batch norm behind each layer: the result is
     multiplied by the largest weight (``rescale``), so that a pretrained network stays what it is; and the grid is that
     of the scheme, with zero on it. The paper's activations, clipped to [0, 1], are ``FakeQuantize`` with
-    ``FixedRangeObserver(min_val=0, max_val=1)``. The observer plays no part.
+    ``FixedRangeObserver(min_val=0, max_val=1)``. What the observer saw has no part in the result.
 
     Args:
         *args: See :class:`FakeQuantize`.
@@ -52,7 +52,7 @@ class DoReFaFakeQuantize(FakeQuantize):
         return squeezed, largest.reshape(-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize weights, if switched on.
+        """Observe and fake-quantize weights, each if switched on.
 
         Args:
             x: Weights, any shape.
@@ -60,6 +60,8 @@ class DoReFaFakeQuantize(FakeQuantize):
         Returns:
             Shape and type of ``x``.
         """
+        if self._observing:
+            self.activation_post_process(x.detach())
         if not self._quantizing:
             return x
         squeezed, largest = self.squeeze(x)

@@ -42,7 +42,8 @@ def quantized_layer_batch_norm(
 def _batch_statistics(norm: nn.Module, out: Tensor) -> tuple[Tensor, Tensor]:
     """Returns mean and biased variance per channel, shape (channels,), and lets the running statistics follow."""
     dims = [d for d in range(out.dim()) if d != 1]
-    variance, mean = torch.var_mean(out, dims, correction=0)
+    # In float32 under autocast, as batch norms have them: half types would round the variance by half a percent.
+    variance, mean = torch.var_mean(out.to(torch.promote_types(out.dtype, torch.float32)), dims, correction=0)
     count = out.numel() // out.shape[1]
     if isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
         mean, variance, count = _joint(mean, variance, count)

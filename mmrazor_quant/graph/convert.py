@@ -26,10 +26,14 @@ _MODULES_READ = {quantized_layer: 1, quantized_layer_norm: 2, quantized_layer_ba
 
 @dataclass
 class _LayerCalls:
-    """All calls of one layer in an island: the path of its batch norm, and of the quantizers that biases go by."""
+    """All calls of one layer in an island: the path of its batch norm, and of the quantizers that biases go by.
+
+    ``bias_is_read`` tells whether something else reads the bias.
+    """
 
     norm: str | None
     bias_inputs: set[str | None]
+    bias_is_read: bool = False
 
 
 def baked_parameters(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
@@ -135,8 +139,22 @@ def convert_weights(graphs: list[fx.Graph], root: nn.Module, baked: dict[str, st
         if owner_path not in calls:
             owner = root.get_submodule(owner_path)
             _set_parameter(owner, name, root.get_submodule(quantizer_path)(getattr(owner, name)))
+    kept = _quantizers_read(graphs, baked)
     for layer_path in calls:
-        root.get_submodule(layer_path)._modules.pop(WEIGHT_QUANTIZER, None)
+        if f'{layer_path}.{WEIGHT_QUANTIZER}'.lstrip('.') not in kept:
+            root.get_submodule(layer_path)._modules.pop(WEIGHT_QUANTIZER, None)
+
+
+def _quantizers_read(graphs: list[fx.Graph], baked: dict[str, str]) -> set[str]:
+    """Returns the paths that functions read: quantizers of weights that are not baked, and for the scales of biases."""
+    found = set()
+    for graph in graphs:
+        for node in graph.nodes:
+            source = node.args[0] if node.op == 'call_module' and node.args else None
+            is_baked = isinstance(source, Node) and baked.get(source.target) == node.target
+            if node.op in ('get_attr', 'call_module') and not is_baked:
+                found.add(node.target)
+    return found
 
 
 def _bake_layer(root: nn.Module, layer_path: str, calls: _LayerCalls) -> None:
@@ -148,18 +166,22 @@ def _bake_layer(root: nn.Module, layer_path: str, calls: _LayerCalls) -> None:
         norm = root.get_submodule(calls.norm)
         weight, bias = folded_weight(layer, norm), folded_bias(layer, norm)
         _replace(root, calls.norm, nn.Identity())
-    bias = _baked_bias(root, layer_path, bias, calls.bias_inputs)
+    # Before the bias, whose scale may be that of the weight quantized last.
+    weight = layer.weight_fake_quant(weight)
+    bias = _baked_bias(root, layer_path, bias, calls)
     if bias is not layer.bias:
         layer.bias = nn.Parameter(bias)
-    _set_parameter(layer, 'weight', layer.weight_fake_quant(weight))
+    _set_parameter(layer, 'weight', weight)
 
 
-def _baked_bias(root: nn.Module, layer_path: str, bias: Tensor | None, inputs: set[str | None]) -> Tensor | None:
-    if len(inputs) > 1:
-        warnings.warn(f'{layer_path} has inputs of different scales; its bias stays float', stacklevel=2)
+def _baked_bias(root: nn.Module, layer_path: str, bias: Tensor | None, calls: _LayerCalls) -> Tensor | None:
+    if bias is None or calls.bias_inputs == {None}:
         return bias
-    path = next(iter(inputs))
-    quantizer = None if path is None else root.get_submodule(path)
+    if len(calls.bias_inputs) > 1 or calls.bias_is_read:
+        reason = 'a bias that functions read too' if calls.bias_is_read else 'inputs of different scales'
+        warnings.warn(f'{layer_path} has {reason}; its bias stays float', stacklevel=2)
+        return bias
+    quantizer = root.get_submodule(next(iter(calls.bias_inputs)))
     return quantized_bias(bias, quantizer, root.get_submodule(layer_path).weight_fake_quant)
 
 
@@ -184,14 +206,19 @@ def _drop_parametrizations(owner: nn.Module) -> None:
 
 def _layer_calls(graphs: list[fx.Graph]) -> dict[str, _LayerCalls]:
     calls: dict[str, _LayerCalls] = {}
+    read: set[str] = set()
     for graph in graphs:
         for node in graph.nodes:
+            if node.op == 'get_attr':
+                read.add(node.target)
             if node.op != 'call_function' or node.target not in _MODULES_READ:
                 continue
             norm = node.args[1].target if _MODULES_READ[node.target] == 2 else None
             source = node.kwargs.get('bias_input')
             found = calls.setdefault(node.args[0].target, _LayerCalls(norm, set()))
             found.bias_inputs.add(None if source is None else source.target)
+    for layer_path, found in calls.items():
+        found.bias_is_read = f'{layer_path}.bias'.lstrip('.') in read
     return calls
 
 
