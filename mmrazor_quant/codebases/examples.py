@@ -65,7 +65,7 @@ def _with_second(model: nn.Module, shape: tuple[int, ...]) -> list[Example]:
     batch, channels, *size = shape
     larger = tuple(s + 32 * (i + 1) for i, s in enumerate(size))
     smaller = tuple(s - 32 * (i + 1) for i, s in enumerate(size))
-    sizes = ([smaller] if min(smaller) > 96 else []) + [larger, tuple(size)]
+    sizes = ([smaller] if size and min(smaller) > 96 else []) + [larger, tuple(size)]
     for other in ((batch + 1, channels, *size) for size in sizes):
         if _failure(model, other) is None:
             return [first, Example(other, lambda other=other: run_all_modes(model, other))]

@@ -19,7 +19,7 @@ def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
 
     A pair qualifies where each call of the layer is followed by that batch norm and by nothing else, and the batch
     norm follows nothing else. A layer shared by several batch norms is left as it is: it has one weight, which no
-    single norm can be folded into; so is one whose weight is also read elsewhere.
+    single norm can be folded into; so is one whose weight or bias is also read elsewhere.
 
     Args:
         graphs: captured graphs of one island.
@@ -40,7 +40,7 @@ def find_foldable(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
         for layer, norm in pairs.items()
         if norm is not None
         and leaders[norm] == {layer}
-        and f'{layer}.weight' not in read
+        and not {f'{layer}.weight', f'{layer}.bias'} & read
         and _foldable(root, layer, norm)
     }
 

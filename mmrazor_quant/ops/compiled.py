@@ -1,10 +1,13 @@
-"""Running a function of tensors through ``torch.compile``, once for all shapes.
+"""Running a function of tensors through torch's compiler, Inductor, once for all shapes.
 
 Eager, each operation of a formula walks through memory by itself; compiled, there is one walk over it. What is slow is
-compiling, so a function is compiled once per number of dimensions and types, on an example made here, and without
-torch's checks (guards) before each call: those would compile again for each of autocast, inference mode, views of other
-tensors, and so on, on none of which the functions depend. In exchange, callers see to it that shapes relate to each
-other as those of the example do.
+compiling, so a function is compiled once per number of dimensions and types, on an example made here.
+
+``torch.compile`` would do the same, with checks (guards) before each call, which compile again for each of autocast,
+inference mode, views of other tensors, and so on, on none of which the functions depend, and with layers of Python that
+take 20 microseconds a call, and several times that where a network's layers have emptied the caches. So the graph is
+made, and handed to Inductor, here. In exchange, callers see to it that shapes relate to each other as those of the
+example do, and that gradient mode is off.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .layout import is_plain
 
@@ -98,19 +101,25 @@ def run(function: Callable[..., Any], shapes: Shapes, work: int, *tensors: Tenso
 
 @functools.cache
 def _compile(function: Callable[..., Any], shapes: Shapes, kinds: tuple, threads: int) -> Callable[..., Any]:
-    # torch counts compilations per code object and gives up after a few, so each gets its own copy.
-    code = function.__code__.replace(co_name=function.__name__)
-    copy = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    compiled = torch.compile(copy, dynamic=True, fullgraph=True, options={'guard_filter_fn': _no_guards})
+    """Compile a function for types and devices; the number of threads is part of the code."""
+    # Imported when needed, since it takes a second; not being there is a reason to go on in eager.
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    outputs = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result = function(*tensors)
+        outputs.append(isinstance(result, tuple))
+        return result if outputs[-1] else (result,)
+
     with torch.inference_mode(False), torch.no_grad():
-        compiled(*[torch.ones(s, dtype=dtype, device=device) for s, (dtype, device) in zip(shapes, kinds)])
-    return compiled
-
-
-def _no_guards(guards: list[Any]) -> list[bool]:
-    return [False] * len(guards)
+        examples = [torch.ones(s, dtype=dtype, device=device) for s, (dtype, device) in zip(shapes, kinds)]
+        pure = torch.func.functionalize(flat, remove='mutations_and_views')
+        graph = make_fx(pure, decomposition_table=select_decomp_table(), tracing_mode='symbolic')(*examples)
+        inputs = [node.meta['val'] for node in graph.graph.nodes if node.op == 'placeholder']
+        call = compile_fx_inner(graph, inputs).current_callable
+    return (lambda *tensors: tuple(call(list(tensors)))) if outputs[-1] else (lambda *tensors: call(list(tensors))[0])
 
 
 def _give_up(error: Exception) -> None:

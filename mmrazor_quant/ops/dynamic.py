@@ -32,7 +32,7 @@ def dynamic_qparams(
     """Compute scale and zero point from minima and maxima.
 
     Args:
-        x: Floating-point values, at least one dimension, not empty.
+        x: Floating-point values, at least one dimension; a tensor without values has the scale 1.
         share: One of :data:`SHARES`.
         quant_min: Lowest integer.
         quant_max: Highest integer.
@@ -44,7 +44,8 @@ def dynamic_qparams(
     """
     dims = {'tensor': range(x.dim()), 'sample': range(1, x.dim()), 'token': [x.dim() - 1]}[share]
     if share == 'tensor':
-        low, high = (v.reshape([1] * x.dim()) for v in torch.aminmax(x))
+        extremes = torch.aminmax(x) if x.numel() else x.new_zeros(2)
+        low, high = (v.reshape([1] * x.dim()) for v in extremes)
     else:
         low, high = torch.amin(x, list(dims), keepdim=True), torch.amax(x, list(dims), keepdim=True)
     return qparams_from_range(low, high, quant_min, quant_max, symmetric, is_pot_scale)

@@ -119,3 +119,9 @@ def test_which_models_have_modes():
 
     assert has_modes(Silent())
     assert not has_modes(nn.Conv2d(3, 3, 1))
+
+
+def test_input_without_sizes():
+    examples = build_examples(nn.Linear(8, 2), (8,))
+
+    assert [example.shape for example in examples] == [(2, 8), (3, 8)]

@@ -148,11 +148,7 @@ def test_empty_tensors():
         assert build(SCHEMES['asymmetric'], share=share)(torch.zeros(0, 4)).shape == (0, 4)
 
 
-@pytest.mark.parametrize('share', [
-    pytest.param('tensor', marks=pytest.mark.xfail(
-        strict=True, reason='ops/dynamic.py: torch.aminmax refuses empty tensors')),
-    'sample', 'token',
-])  # fmt: skip
+@pytest.mark.parametrize('share', ['tensor', 'sample', 'token'])
 def test_empty_tensors_in_converted_models(share):
     """A detector's second stage without proposals."""
     config = qconfig(a=8, a_fake_quant=dict(DYNAMIC, share=share))

@@ -94,6 +94,9 @@ NOT_FOLDED = {
     'weight read elsewhere': lambda: Net(
         lambda m, x: m.norm(m.layer(x)) + m.layer.weight.mean(), layer=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)
     ),
+    'bias read elsewhere': lambda: Net(
+        lambda m, x: m.norm(m.layer(x)) + m.layer.bias.sum(), layer=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)
+    ),
     'instance norm': lambda: net(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)),
 }  # fmt: skip
 

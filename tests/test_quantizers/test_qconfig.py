@@ -83,7 +83,7 @@ def test_the_channels_of_a_transposed_convolution_are_axis_1():
 
 
 def test_per_tensor_weights():
-    model = calibrate(quantized(network(), dict(w_qscheme=dict(bit=8))))
+    model = calibrate(quantized(network(), dict(w_qscheme=dict(bit=8, is_per_channel=False))))
 
     assert {q.scale.numel() for _, q in model.weight_quantizers()} == {1}
 
