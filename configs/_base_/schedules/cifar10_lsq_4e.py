@@ -13,8 +13,10 @@ optim_wrapper = dict(
     type='OptimWrapper',
     # Learned scales have no weight decay.
     constructor='mmrazor.QuantOptimWrapperConstructor',
-    optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4),
+    optimizer=dict(type='SGD', lr=0.001, momentum=0.9, weight_decay=1e-4),
 )
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=4, by_epoch=True, convert_to_iter_based=True)]
+# What is evaluated is the average of the last few hundred steps, which 20,000 images make noisy.
+custom_hooks = [dict(type='EMAHook', momentum=0.005)]
 val_cfg = dict()
 test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=16)
