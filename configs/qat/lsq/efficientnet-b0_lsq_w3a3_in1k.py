@@ -1,19 +1,5 @@
-# EfficientNet-B0: 3-bit weights and activations with learned scales (LSQ).
-_base_ = [
-    'mmcls::efficientnet/efficientnet-b0_8xb32_in1k.py',
-    '../../_base_/qconfigs/lsq_w3a3.py',
-    '../../_base_/schedules/lsq_90e_w3.py',
-]
+# EfficientNet-B0: 3-bit weights and activations with learned scales (LSQ), and less weight decay than at 4 bits.
+_base_ = './efficientnet-b0_lsq_w4a4_in1k.py'
 
-model = dict(
-    _delete_=True,
-    type='mmrazor.GeneralQuant',
-    architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
-    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
-    'efficientnet/efficientnet-b0_3rdparty_8xb32_in1k_20220119-a7e2a0b1.pth',
-)
-train_cfg = dict(_delete_=True, **_base_.qat_loop)
-optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
-param_scheduler = _base_.qat_param_scheduler
-auto_scale_lr = dict(base_batch_size=256)
+model = dict(quantizer=dict(qconfig=dict(w_qscheme=dict(bit=3), a_qscheme=dict(bit=3))))
+optim_wrapper = dict(optimizer=dict(weight_decay=5e-5))

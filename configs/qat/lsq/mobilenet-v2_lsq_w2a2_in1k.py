@@ -1,19 +1,5 @@
-# MobileNetV2: 2-bit weights and activations with learned scales (LSQ).
-_base_ = [
-    'mmcls::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
-    '../../_base_/qconfigs/lsq_w2a2.py',
-    '../../_base_/schedules/lsq_90e_w2.py',
-]
+# MobileNetV2: 2-bit weights and activations with learned scales (LSQ), and less weight decay than at 4 bits.
+_base_ = './mobilenet-v2_lsq_w4a4_in1k.py'
 
-model = dict(
-    _delete_=True,
-    type='mmrazor.GeneralQuant',
-    architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
-    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
-    'mobilenet_v2/mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth',
-)
-train_cfg = dict(_delete_=True, **_base_.qat_loop)
-optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
-param_scheduler = _base_.qat_param_scheduler
-auto_scale_lr = dict(base_batch_size=256)
+model = dict(quantizer=dict(qconfig=dict(w_qscheme=dict(bit=2), a_qscheme=dict(bit=2))))
+optim_wrapper = dict(optimizer=dict(weight_decay=2.5e-5))

@@ -1,19 +1,5 @@
-# ResNet-18: 2-bit weights and activations with learned scales (LSQ).
-_base_ = [
-    'mmcls::resnet/resnet18_8xb32_in1k.py',
-    '../../_base_/qconfigs/lsq_w2a2.py',
-    '../../_base_/schedules/lsq_90e_w2.py',
-]
+# ResNet-18: 2-bit weights and activations with learned scales (LSQ), and less weight decay than at 4 bits.
+_base_ = './resnet18_lsq_w4a4_in1k.py'
 
-model = dict(
-    _delete_=True,
-    type='mmrazor.GeneralQuant',
-    architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
-    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
-    'resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth',
-)
-train_cfg = dict(_delete_=True, **_base_.qat_loop)
-optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
-param_scheduler = _base_.qat_param_scheduler
-auto_scale_lr = dict(base_batch_size=256)
+model = dict(quantizer=dict(qconfig=dict(w_qscheme=dict(bit=2), a_qscheme=dict(bit=2))))
+optim_wrapper = dict(optimizer=dict(weight_decay=2.5e-5))

@@ -1,19 +1,8 @@
 # ResNet-50: 4-bit weights and activations with learned scales and offsets (LSQ+).
-_base_ = [
-    'mmcls::resnet/resnet50_8xb32_in1k.py',
-    '../../_base_/qconfigs/lsq_plus_w4a4.py',
-    '../../_base_/schedules/lsq_90e.py',
-]
+_base_ = '../lsq/resnet50_lsq_w4a4_in1k.py'
 
-model = dict(
-    _delete_=True,
-    type='mmrazor.GeneralQuant',
-    architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
-    float_checkpoint='https://download.openmmlab.com/mmclassification/v0/'
-    'resnet/resnet50_8xb32_in1k_20210831-ea4938fc.pth',
+qconfig = dict(
+    w_fake_quant=dict(type='mmrazor.LSQPlusFakeQuantize'),
+    a_fake_quant=dict(type='mmrazor.LSQPlusFakeQuantize'),
 )
-train_cfg = dict(_delete_=True, **_base_.qat_loop)
-optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
-param_scheduler = _base_.qat_param_scheduler
-auto_scale_lr = dict(base_batch_size=256)
+model = dict(quantizer=dict(qconfig=qconfig))

@@ -1,4 +1,0 @@
-# As lsq_w4a4.py, with 8 bits.
-_base_ = './lsq_w4a4.py'
-
-qconfig = dict(w_qscheme=dict(bit=8), a_qscheme=dict(bit=8))
