@@ -1,4 +1,5 @@
-# EfficientNet-B0: 8-bit weights and activations with learned scales (LSQ): one epoch, with a smaller learning rate than at 4 bits.
+# EfficientNet-B0: 8-bit weights and activations with learned scales (LSQ),
+# in one epoch and with a smaller learning rate than at 4 bits.
 _base_ = './efficientnet-b0_lsq_w4a4_in1k.py'
 
 model = dict(quantizer=dict(qconfig=dict(w_qscheme=dict(bit=8), a_qscheme=dict(bit=8))))
