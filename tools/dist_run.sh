@@ -9,4 +9,4 @@ tool=$1 config=$2 processes=$3
 exec "${PYTHON:-python}" -m torch.distributed.run \
   --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$processes" \
   --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
-  "$(dirname "$0")/$tool.py" "$config" --launcher pytorch "${@:4}"
+  "$(dirname "$0")/$tool.py" "$config" "${@:4}" --launcher pytorch

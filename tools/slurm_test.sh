@@ -10,4 +10,4 @@ gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8}
 read -r -a srun_args <<<"${SRUN_ARGS:-}"
 exec srun --partition="$1" --job-name="$2" --gres=gpu:"$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
   --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 "${srun_args[@]}" \
-  "${PYTHON:-python}" -u "$(dirname "$0")/test.py" "$3" --launcher slurm "${@:4}"
+  "${PYTHON:-python}" -u "$(dirname "$0")/test.py" "$3" "${@:4}" --launcher slurm

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
@@ -79,7 +80,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def set_cpu_distribution(cfg: Config) -> None:
-    """Let several processes train on CPUs, for which mmengine's defaults do not serve.
+    """Let several processes work on CPUs, for which mmengine's defaults do not serve.
+
+    Processes that torchrun started join their group here, since mmengine would give each a GPU first.
 
     Args:
         cfg: Config, changed in place: the backend NCCL becomes Gloo, and the wrapper of the model names no device.
@@ -95,6 +98,8 @@ def set_cpu_distribution(cfg: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+    if cfg.launcher == 'pytorch' and not dist.is_initialized():
+        dist.init_process_group(dist_cfg['backend'])
 
 
 def register_codebase(scope: str | None) -> None:
@@ -161,6 +166,9 @@ def run_tool(main: Callable[[], None]) -> None:
         log_file = _append_to_log(error)
         where = f'traceback in {log_file}' if log_file else f'{DEBUG_VARIABLE}=1 shows the traceback'
         sys.exit(f'error: {_message(error)}\n({where})')
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _append_to_log(error: Exception) -> str | None:

@@ -26,7 +26,9 @@ def test_qat_step():
     figures = run(*QAT_STEP, '--fake-quants', 'fixed,lsq')
 
     assert set(figures) == {'fixed', 'lsq'}
-    assert all(set(each) == {'time', 'memory'} and min(each.values()) > 0.5 for each in figures.values())
+    assert all(set(each) == {'time', 'memory'} and each['time'] > 0 for each in figures.values())
+    # What the quantized step keeps besides is a copy of the activations.
+    assert all(1 < each['memory'] < 2 for each in figures.values())
 
 
 @pytest.mark.slow
@@ -34,7 +36,7 @@ def test_calibration():
     figures = run('calibration.py', '--random', '--rounds', '5', '--images', '8', '--threads', '1')
 
     assert set(figures) == {'minmax', 'mse', 'evaluate'}
-    assert min(figures.values()) > 0.5
+    assert min(figures.values()) > 0
 
 
 def test_unknown_fake_quantizer_is_refused_with_the_known_ones():

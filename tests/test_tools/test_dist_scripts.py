@@ -65,7 +65,7 @@ def test_slurm_hands_over_what_it_is_given(tool, tmp_path, monkeypatch):
 
     words = process.stdout.splitlines()
     assert {'--partition=part', '--job-name=job', '--ntasks=16', '--gres=gpu:8'} <= set(words)
-    assert words[-5:] == ['config.py', '--launcher', 'slurm', '--work-dir', 'a folder']
+    assert words[-5:] == ['config.py', '--work-dir', 'a folder', '--launcher', 'slurm']
     assert Path(words[-6]).resolve() == ROOT / 'tools' / f'{tool}.py'
 
 
