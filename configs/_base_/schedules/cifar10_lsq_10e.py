@@ -1,5 +1,5 @@
-# As cifar10_lsq_4e.py, for 2 bits: ten epochs, less weight decay.
-_base_ = './cifar10_lsq_4e.py'
+# As cifar10_lsq_2e.py, for 2 bits: ten epochs, less weight decay.
+_base_ = './cifar10_lsq_2e.py'
 
 train_cfg = dict(max_epochs=10)
 optim_wrapper = dict(optimizer=dict(lr=0.01, weight_decay=2.5e-5))

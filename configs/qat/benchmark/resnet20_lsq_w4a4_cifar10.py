@@ -2,7 +2,7 @@
 _base_ = [
     '../../_base_/models/resnet20_cifar.py',
     '../../_base_/datasets/cifar10_jpeg.py',
-    '../../_base_/schedules/cifar10_lsq_4e.py',
+    '../../_base_/schedules/cifar10_lsq_2e.py',
     '../../_base_/qconfigs/lsq_w4a4.py',
     '../../_base_/default_runtime.py',
 ]
