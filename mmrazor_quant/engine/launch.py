@@ -166,9 +166,10 @@ def run_tool(main: Callable[[], None]) -> None:
         log_file = _append_to_log(error)
         where = f'traceback in {log_file}' if log_file else f'{DEBUG_VARIABLE}=1 shows the traceback'
         sys.exit(f'error: {_message(error)}\n({where})')
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_available() and dist.is_initialized():
+        # Together: a process that leaves first takes the connections of the others with it.
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _append_to_log(error: Exception) -> str | None:
