@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled, elementwise, learned_reference
-from .dispatch import Spec, like_strided
+from . import compiled, elementwise
+from .dispatch import Spec
 from .layout import is_dense
+from .learned import gradients
+from .learned_reference import step_terms
 from .qparams import effective_scale, gradient_of_scale
 from .reference import Grid, bounds, broadcast_grid, forward_formula
 
@@ -70,7 +72,7 @@ class _Folded(torch.autograd.Function):
         x, scale, step, *numbers = ctx.saved_tensors
         spec, grad_factor, is_pot = ctx.rest
         grid = Grid(*numbers)
-        inner, of_own = _gradients(grad, x, grid, spec[2])
+        inner, of_own = gradients(step_terms, grad, x, grid, spec[2], min_numel=MIN_NUMEL)
         of_scale = None
         if ctx.needs_input_grad[1]:
             # d own / d step = 1 / f = own / step
@@ -78,17 +80,6 @@ class _Folded(torch.autograd.Function):
             of_step = of_step.sum().reshape(1) if scale.numel() == 1 else of_step
             of_scale = gradient_of_scale(of_step, scale, step, grad_factor, is_pot)
         return inner, of_scale, None, None, None, None, None
-
-
-def _gradients(grad: Tensor, x: Tensor, grid: Grid, ch_axis: int) -> tuple[Tensor, ...]:
-    formula = learned_reference.step_terms
-    if not torch.is_grad_enabled():
-        grad = like_strided(grad, x)
-        if compiled.usable(x, MIN_NUMEL) and is_dense(x):
-            result = elementwise.run(formula, [grad, x], grid, ch_axis, _OPERATIONS, has_terms=True)
-            if result is not None:
-                return result
-    return learned_reference.reduced(formula, grad, x, grid, ch_axis)
 
 
 def fake_quantize_folded(

@@ -17,6 +17,7 @@ from .dispatch import Spec, like_strided, run_forward
 from .layout import is_dense
 from .learned_reference import Formula, Sums
 from .qparams import effective_scale, gradient_of_scale
+from .reference import Grid
 
 MIN_NUMEL = 2**11
 """Gradients of smaller tensors are quicker in eager (measured on CPU)."""
@@ -25,22 +26,40 @@ _OPERATIONS = 20
 """Elementwise operations in a formula."""
 
 
-def _gradients(
-    formula: Formula, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, spec: Spec, *more: Tensor
+def gradients(
+    formula: Formula, grad: Tensor, x: Tensor, grid: Grid, ch_axis: int, *more: Tensor, min_numel: int = MIN_NUMEL
 ) -> Sums:
-    """Compute the gradient of the input and the sums; see :func:`learned_reference.reduced`."""
-    quant_min, quant_max, ch_axis = spec
-    grid = reference.make_grid(x, scale, shift, quant_min, quant_max)
+    """Compute the gradient of the input and the sums; see :func:`learned_reference.reduced`.
+
+    Args:
+        formula: One of :mod:`.learned_reference`.
+        grad: Gradient of the result.
+        x: Values.
+        grid: Numbers of shape [1] or [C].
+        ch_axis: Dimension of the channels; -1: per tensor.
+        *more: What else the formula takes.
+        min_numel: Smaller tensors are quicker in eager.
+
+    Returns:
+        Gradient of ``x``, and the sums, each of shape [1] or [C].
+    """
     if torch.is_grad_enabled():  # under create_graph the gradient has to be differentiable itself
         return learned_reference.reduced(formula, grad, x, grid, ch_axis, *more)
     grad = like_strided(grad, x)
-    if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+    if compiled.usable(x, min_numel) and is_dense(x):
         result = elementwise.run(formula, [grad, x], grid, ch_axis, _OPERATIONS, more, has_terms=True)
         if result is not None:
             return result
     if formula is learned_reference.step_terms and chunked.usable([grad, x], grid):
         return chunked.step(grad, x, grid)
     return learned_reference.reduced(formula, grad, x, grid, ch_axis, *more)
+
+
+def _gradients(
+    formula: Formula, grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, spec: Spec, *more: Tensor
+) -> Sums:
+    quant_min, quant_max, ch_axis = spec
+    return gradients(formula, grad, x, reference.make_grid(x, scale, shift, quant_min, quant_max), ch_axis, *more)
 
 
 class _LearnedStep(torch.autograd.Function):

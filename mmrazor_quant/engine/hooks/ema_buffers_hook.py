@@ -24,8 +24,8 @@ class EMABuffersHook(Hook):
     mmengine averages the buffers that are floating point, with ``update_buffers``, and leaves the others as they were
     in the first iteration. A scale that is averaged does not fit a zero point that is not, nor switches and flags of
     the past. Learned parameters are averaged, but not with what they were before they had their start values; and
-    where those come from a batch, which is another one in each process of a distributed run, all go on with those of
-    one process. The QAT loops register this hook by themselves.
+    where those come from an observer of torch, which sees only the data of its own process, all processes go on with
+    those of one. The QAT loops register this hook by themselves.
     """
 
     # After EMAHook, before CheckpointHook.
