@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
@@ -167,9 +168,24 @@ def run_tool(main: Callable[[], None]) -> None:
         where = f'traceback in {log_file}' if log_file else f'{DEBUG_VARIABLE}=1 shows the traceback'
         sys.exit(f'error: {_message(error)}\n({where})')
     if dist.is_available() and dist.is_initialized():
-        # Together: a process that leaves first takes the connections of the others with it.
-        dist.barrier()
-        dist.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """End this process, with exit code 0, together with the others of its group.
+
+    All are waited for: a process that leaves first takes the connections of the others with it. With Gloo the
+    process ends here, after the functions registered for its exit: the threads of Gloo outlive the group, and one that
+    releases a tensor while the interpreter is torn down aborts the process.
+    """
+    backend = dist.get_backend()
+    dist.barrier()
+    dist.destroy_process_group()
+    if backend == 'gloo':
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _append_to_log(error: Exception) -> str | None:

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from mmengine.runner import Runner
 from toy import config, dataloader
 
+from mmrazor_quant.engine.launch import leave_process_group
+
 WRAPPER = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
 LEARNED = {'w_fake_quant': {'type': 'mmrazor.LSQFakeQuantize'}, 'a_fake_quant': {'type': 'mmrazor.LSQPlusFakeQuantize'}}
 BITS = {'w_qscheme': {'bit': 4, 'is_per_channel': True}, 'a_qscheme': {'bit': 4, 'is_symmetry': False}}
@@ -68,7 +70,7 @@ def main() -> None:
         run(folder, name)
     run(folder, 'learned', resume=True)
     if dist.is_initialized():
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 if __name__ == '__main__':
