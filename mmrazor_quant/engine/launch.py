@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, config, errors."""
+"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, config, errors, the end of processes."""
 
 from __future__ import annotations
 
@@ -172,11 +172,11 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def leave_process_group() -> None:
-    """End this process, with exit code 0, together with the others of its group.
+    """Leave the process group together with the others; with Gloo, the process ends here, with exit code 0.
 
-    All are waited for: a process that leaves first takes the connections of the others with it. With Gloo the
-    process ends here, after the functions registered for its exit: the threads of Gloo outlive the group, and one that
-    releases a tensor while the interpreter is torn down aborts the process.
+    All are waited for: a process that leaves first takes the connections of the others with it. The threads of Gloo
+    outlive the group, and one that releases a tensor while the interpreter is torn down aborts the process. It ends
+    before that, after the functions registered for its exit.
     """
     backend = dist.get_backend()
     dist.barrier()

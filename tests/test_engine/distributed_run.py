@@ -10,6 +10,8 @@ import torch.distributed as dist
 from mmengine.runner import Runner
 from toy import config
 
+from mmrazor_quant.engine.launch import leave_process_group
+
 WRAPPER = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     run(folder, 'ptq')
     run(folder, 'qat', train_cfg__max_epochs=3)
     run(folder, 'resumed', train_cfg__max_epochs=3, load_from=str(folder / 'qat' / 'epoch_2.pth'), resume=True)
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == '__main__':

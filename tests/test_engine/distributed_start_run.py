@@ -10,6 +10,8 @@ import torch.distributed as dist
 from mmengine.runner import Runner
 from toy import config
 
+from mmrazor_quant.engine.launch import leave_process_group
+
 WRAPPER = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
 QCONFIG = {
     'w_fake_quant': {'type': 'mmrazor.LSQFakeQuantize'},
@@ -28,7 +30,7 @@ def main() -> None:
     runner = Runner.from_cfg(cfg)
     runner.train()
     torch.save(runner.model.module.state_dict(), folder / f'{dist.get_rank()}.pth')
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from mmrazor_quant.engine.launch import leave_process_group
 from mmrazor_quant.observers import (
     EMAMinMaxObserver,
     EMAMSEObserver,
@@ -110,7 +111,7 @@ def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     found = {'joint': observe_all(rank), 'refusals': refusals(rank), 'apart': apart(rank)}
     torch.save(found, os.path.join(folder, f'{rank}.pt'))
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY_FOLDER = ROOT / 'tests' / 'test_engine'
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    paths = os.pathsep.join(filter(None, [str(ROOT), str(TOY_FOLDER), os.environ.get('PYTHONPATH')]))
-    environment = {**os.environ, 'PYTHONPATH': paths, 'PYTHON': sys.executable, 'PORT': str(free_port())}
-    environment['OMP_NUM_THREADS'] = '1'
+    environment = {**os.environ, 'PYTHON': sys.executable}
     command = [str(ROOT / 'tools' / script), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
