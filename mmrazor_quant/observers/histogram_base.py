@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import RangeObserver
 from .histogram import block_extremes, count_values, estimate_counts, rebin, sample_stride
-from .min_max import extremes
+from .extremes import extremes
 
 
 class HistogramBase(RangeObserver):

@@ -9,7 +9,7 @@ from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
 from .histogram import exact_dtype
-from .min_max import extremes
+from .extremes import extremes
 
 
 @MODELS.register_module()

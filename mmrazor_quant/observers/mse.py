@@ -9,7 +9,7 @@ from mmrazor_quant.registry import MODELS
 
 from .error_search import best_for_histogram, best_for_values
 from .histogram_base import HistogramBase, require_at_least, unless_bad
-from .min_max import extremes
+from .extremes import extremes
 
 
 @MODELS.register_module()
