@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import RangeObserver
-from .histogram import block_extremes, count_values, estimate_counts, rebin, sample_stride
 from .extremes import extremes
+from .histogram import block_extremes, count_values, estimate_counts, rebin, sample_stride
 
 
 class HistogramBase(RangeObserver):

@@ -8,8 +8,8 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
-from .histogram import exact_dtype
 from .extremes import extremes
+from .histogram import exact_dtype
 
 
 @MODELS.register_module()
