@@ -37,29 +37,28 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(flat_view(t).split(CHUNK) for t in tensors))
 
 
-def _work(x: Tensor, target: Tensor, low: Tensor) -> Tensor:
-    """Give memory to compute in: that of the result, where it has the type to compute in."""
-    return target if target.dtype == low.dtype == x.dtype else torch.empty_like(x, dtype=low.dtype)
+class _Numbers:
+    """The grid as Python numbers, with the zero point taken off the bounds: quicker than tensors of one element."""
 
+    def __init__(self, grid: Grid) -> None:
+        scale, inverse, zero_point, low, high = (p.item() for p in grid)
+        self.scale, self.inverse, self.dtype = scale, inverse, grid.low.dtype
+        self.low, self.high = low - zero_point, high - zero_point
 
-def _numbers(grid: Grid) -> tuple[Tensor, ...]:
-    return tuple(p.reshape(()) for p in grid)
-
-
-def _round(u: Tensor, zero_point: Tensor, out: Tensor | None = None) -> Tensor:
-    """Round to the grid; a zero point of zero, which on a CPU costs nothing to look at, is not added."""
-    q = torch.round(u, out=out)
-    return q.add_(zero_point) if zero_point else q
+    def work(self, x: Tensor, count: int) -> list[Tensor]:
+        """Give memory for pieces, each piece's in turn: fresh memory would cost as much as what is computed in it."""
+        return [torch.empty(CHUNK, dtype=self.dtype, device=x.device) for _ in range(count)]
 
 
 def forward(x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.forward_formula` for one scale."""
-    result = torch.empty_like(x)
-    scale, inverse, zero_point, low, high = _numbers(grid)
+    result, numbers = torch.empty_like(x), _Numbers(grid)
+    in_place = numbers.dtype == x.dtype
+    work = None if in_place else numbers.work(x, 1)[0]
     for source, target in _pieces(x, result):
-        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low))
-        q = _round(q, zero_point, out=q).clamp_(low, high)
-        q = (q.sub_(zero_point) if zero_point else q).mul_(scale)
+        q = target if in_place else work[: len(source)]
+        torch.mul(source if in_place else source.to(numbers.dtype), numbers.inverse, out=q)
+        q.round_().clamp_(numbers.low, numbers.high).mul_(numbers.scale)
         if q is not target:
             target.copy_(q)
     return result
@@ -67,12 +66,13 @@ def forward(x: Tensor, grid: Grid) -> Tensor:
 
 def backward(grad: Tensor, x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.backward_formula` for one scale."""
-    result = torch.empty_like(grad)
-    _, inverse, zero_point, low, high = _numbers(grid)
+    result, numbers = torch.empty_like(grad), _Numbers(grid)
+    work = numbers.work(x, 2)
     for g, v, target in _pieces(grad, x, result):
-        q = torch.mul(v.to(low.dtype), inverse)
-        q = _round(q, zero_point, out=q)
-        torch.mul(g, q.eq_(q.clamp(low, high)), out=target)
+        q, d = (w[: len(v)] for w in work)
+        torch.mul(v.to(numbers.dtype), numbers.inverse, out=q).round_()
+        torch.clamp(q, numbers.low, numbers.high, out=d)
+        torch.mul(g, q.eq_(d), out=target)
     return result
 
 
@@ -82,16 +82,20 @@ def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         Gradient of ``x``; and that of the scale, shape [1].
     """
-    result = torch.empty_like(grad)
-    _, inverse, zero_point, low, high = _numbers(grid)
-    nothing, total = low.new_zeros(()), low.new_zeros(())
+    result, numbers, total = torch.empty_like(grad), _Numbers(grid), grid.low.new_zeros(())
+    work = numbers.work(x, 4)
     for g, v, target in _pieces(grad, x, result):
-        u = torch.mul(v.to(low.dtype), inverse)
-        q = _round(u, zero_point)
-        d = q.clamp(low, high)
-        inside = torch.eq(q, d)
-        torch.mul(g, inside, out=target)
-        d = d.sub_(zero_point) if zero_point else d
+        u, q, d, inside = (w[: len(v)] for w in work)
+        torch.mul(v.to(numbers.dtype), numbers.inverse, out=u)
+        torch.round(u, out=q)
+        _keep_between(u, q, numbers.low - 1, numbers.high + 1, out=inside)
+        torch.clamp(q, numbers.low, numbers.high, out=d)
+        torch.mul(g, q.eq_(d), out=target)
         # Not the difference of two sums: at many bits each is large, and their difference small.
-        total += torch.dot(g.to(low.dtype), d.sub_(torch.where(inside, u, nothing, out=q)))
+        total += torch.dot(g.to(numbers.dtype), d.sub_(inside))
     return result, total.reshape(1)
+
+
+def _keep_between(x: Tensor, q: Tensor, low: float, high: float, out: Tensor) -> Tensor:
+    """Copy ``x`` where ``q`` is strictly between two numbers, and 0 elsewhere: in one operation, unlike ``where``."""
+    return torch.ops.aten.hardtanh_backward.grad_input(x, q, low, high, grad_input=out)
