@@ -13,8 +13,11 @@ from torch import Tensor
 from .layout import flat_view, is_dense, is_plain
 from .reference import Grid
 
-CHUNK = 2**16
+CHUNK = 2**18
 """Elements of a piece (measured on CPU)."""
+
+MIN_NUMEL = 2**16
+"""Smaller tensors stay in the cache as a whole."""
 
 
 def usable(values: list[Tensor], grid: Grid) -> bool:
@@ -25,10 +28,10 @@ def usable(values: list[Tensor], grid: Grid) -> bool:
         grid: Scale and bounds.
 
     Returns:
-        True for one value of scale, more elements than a piece, and tensors that lie in memory in the same order.
+        True for one value of scale, large tensors, and tensors that lie in memory in the same order.
     """
     x = values[0]
-    if grid.scale.numel() != 1 or x.numel() <= CHUNK or x.device.type != 'cpu':
+    if grid.scale.numel() != 1 or x.numel() <= MIN_NUMEL or x.device.type != 'cpu':
         return False
     return all(is_plain(v) and v.stride() == x.stride() for v in values) and is_dense(x)
 
@@ -37,41 +40,45 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(flat_view(t).split(CHUNK) for t in tensors))
 
 
-class _Numbers:
-    """The grid as Python numbers, with the zero point taken off the bounds: quicker than tensors of one element."""
+class _Bounds:
+    """The bounds as Python numbers, with the zero point taken off: quicker than tensors of one element."""
 
     def __init__(self, grid: Grid) -> None:
-        scale, inverse, zero_point, low, high = (p.item() for p in grid)
-        self.scale, self.inverse, self.dtype = scale, inverse, grid.low.dtype
-        self.low, self.high = low - zero_point, high - zero_point
+        zero_point = grid.shift.item()
+        self.low, self.high = grid.low.item() - zero_point, grid.high.item() - zero_point
 
-    def work(self, x: Tensor, count: int) -> list[Tensor]:
-        """Give memory for pieces, each piece's in turn: fresh memory would cost as much as what is computed in it."""
-        return [torch.empty(CHUNK, dtype=self.dtype, device=x.device) for _ in range(count)]
+
+def _work(x: Tensor, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """Give memory for pieces, each piece's in turn: fresh memory would cost as much as what is computed in it."""
+    return [torch.empty(min(CHUNK, x.numel()), dtype=dtype, device=x.device) for _ in range(count)]
+
+
+def _fitting(work: list[Tensor], piece: Tensor) -> list[Tensor]:
+    return work if not work or len(piece) == len(work[0]) else [w[: len(piece)] for w in work]
 
 
 def forward(x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.forward_formula` for one scale."""
-    result, numbers = torch.empty_like(x), _Numbers(grid)
-    in_place = numbers.dtype == x.dtype
-    work = None if in_place else numbers.work(x, 1)[0]
+    result, dtype, bounds = torch.empty_like(x), grid.low.dtype, _Bounds(grid)
+    scale, inverse = grid.scale.reshape(()), grid.inverse.reshape(())
+    in_place = dtype == x.dtype
+    work = [] if in_place else _work(x, dtype, 1)
     for source, target in _pieces(x, result):
-        q = target if in_place else work[: len(source)]
-        torch.mul(source if in_place else source.to(numbers.dtype), numbers.inverse, out=q)
-        q.round_().clamp_(numbers.low, numbers.high).mul_(numbers.scale)
-        if q is not target:
+        q = target if in_place else _fitting(work, source)[0]
+        torch.mul(source.to(dtype), inverse, out=q).round_().clamp_(bounds.low, bounds.high).mul_(scale)
+        if not in_place:
             target.copy_(q)
     return result
 
 
 def backward(grad: Tensor, x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.backward_formula` for one scale."""
-    result, numbers = torch.empty_like(grad), _Numbers(grid)
-    work = numbers.work(x, 2)
+    result, dtype, bounds = torch.empty_like(grad), grid.low.dtype, _Bounds(grid)
+    inverse, work = grid.inverse.reshape(()), _work(x, dtype, 2)
     for g, v, target in _pieces(grad, x, result):
-        q, d = (w[: len(v)] for w in work)
-        torch.mul(v.to(numbers.dtype), numbers.inverse, out=q).round_()
-        torch.clamp(q, numbers.low, numbers.high, out=d)
+        q, d = _fitting(work, v)
+        torch.mul(v.to(dtype), inverse, out=q).round_()
+        torch.clamp(q, bounds.low, bounds.high, out=d)
         torch.mul(g, q.eq_(d), out=target)
     return result
 
@@ -82,18 +89,18 @@ def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         Gradient of ``x``; and that of the scale, shape [1].
     """
-    result, numbers, total = torch.empty_like(grad), _Numbers(grid), grid.low.new_zeros(())
-    work = numbers.work(x, 4)
+    result, dtype, bounds = torch.empty_like(grad), grid.low.dtype, _Bounds(grid)
+    inverse, work, terms = grid.inverse.reshape(()), _work(x, dtype, 3), []
     for g, v, target in _pieces(grad, x, result):
-        u, q, d, inside = (w[: len(v)] for w in work)
-        torch.mul(v.to(numbers.dtype), numbers.inverse, out=u)
+        u, q, d = _fitting(work, v)
+        torch.mul(v.to(dtype), inverse, out=u)
         torch.round(u, out=q)
-        _keep_between(u, q, numbers.low - 1, numbers.high + 1, out=inside)
-        torch.clamp(q, numbers.low, numbers.high, out=d)
+        torch.clamp(q, bounds.low, bounds.high, out=d)
+        _keep_between(u, q, bounds.low - 1, bounds.high + 1, out=u)
         torch.mul(g, q.eq_(d), out=target)
         # Not the difference of two sums: at many bits each is large, and their difference small.
-        total += torch.dot(g.to(numbers.dtype), d.sub_(inside))
-    return result, total.reshape(1)
+        terms.append(torch.dot(g.to(dtype), d.sub_(u)))
+    return result, torch.stack(terms).sum().reshape(1)
 
 
 def _keep_between(x: Tensor, q: Tensor, low: float, high: float, out: Tensor) -> Tensor:
