@@ -117,7 +117,7 @@ class _Search:
             reader = readers[0]
             if node in calls and calls[node].node is reader:
                 return self._arrive(calls[node], node, axis, clips)
-            if len(reader.all_input_nodes) != 1:
+            if [each for each in reader.all_input_nodes if each.meta.get('shape') is not None] != [node]:
                 return _End(f'{_describe(reader, root)} comes behind it')
             if axis == 1 and self._is_scalable_clip(reader, root):
                 clips.append(f'{prefix}.{reader.target}'.strip('.'))

@@ -47,7 +47,7 @@ def is_homogeneous(node: Node, root: nn.Module, axis: int | None) -> bool:
     A fake quantizer is one, too: whoever scales the channels of what it sees has it calibrated afterwards.
 
     Args:
-        node: node with one input, with shapes in its metadata.
+        node: node that reads one tensor, with shapes in its metadata.
         root: the island's module.
         axis: dimension of the channels.
     """
@@ -63,7 +63,7 @@ def is_flatten(node: Node, root: nn.Module) -> bool:
     """Tells whether an operation lays all dimensions behind the first out as one.
 
     Args:
-        node: node with one input, with shapes in its metadata.
+        node: node that reads one tensor, with shapes in its metadata.
         root: the island's module.
     """
     named = _is_call(node, _FLATTEN_FUNCTIONS, _FLATTEN_METHODS) or (

@@ -72,7 +72,7 @@ def _build(config: Any, field: str) -> PTQStep:
     if not inspect.isclass(found) or not issubclass(found, PTQStep):
         raise ValueError(f'{field}.type: got {kind!r}, allowed: {_known()}, and classes like them')
     allowed = list(inspect.signature(found).parameters)
-    for name, value in arguments.items():
+    for name in arguments:
         if name not in allowed:
             raise ValueError(f'{field}.{name}: {found.__name__} has no such field; allowed: {", ".join(allowed)}')
     try:

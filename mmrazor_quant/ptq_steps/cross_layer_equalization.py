@@ -98,9 +98,7 @@ class _Solver:
     def _solve_pair(self, index: int) -> float:
         link = self.links[index]
         first, second = self._output_range(link.first), self._input_range(link)
-        # A channel without weights in one of the layers has no range to share.
-        usable = (first > 0) & (second > 0)
-        factor = torch.where(usable, (first / second).sqrt(), 1.0)
+        factor = _factors(first, second)
         self.factors[index] *= factor
         sizes = self._sizes[link.first]
         self._sizes[link.first] = sizes / factor.reshape(len(sizes), -1, 1)
@@ -122,6 +120,30 @@ class _Solver:
         """
         ranges = [(self._output_range(link.first), self._input_range(link)) for link in self.links]
         return [tuple(float((each / each.max().clamp(min=_TINY)).mean()) for each in pair) for pair in ranges]
+
+
+def _factors(first: Tensor, second: Tensor) -> Tensor:
+    """Computes the factors of one pair (eq. 11), and others for channels without weights in one of the layers.
+
+    An output that the second layer does not use may have any range, and gets the median one. A constant output is
+    divided by no less than others are, so that it does not widen the range of the activation.
+
+    Args:
+        first: range of each output channel of the first layer, float64, shape (channels,).
+        second: range of each input channel of the second layer, the same shape.
+
+    Returns:
+        s_i, positive, the same shape.
+    """
+    usable = (first > 0) & (second > 0)
+    if not bool(usable.any()):
+        return torch.ones_like(first)
+    factor = torch.where(usable, first / second, 1.0).sqrt()
+    typical = (first * second)[usable].sqrt().median()
+    is_unused, is_constant = (first > 0) & (second == 0), (first == 0) & (second > 0)
+    factor = torch.where(is_unused, (first / typical).clamp(min=1.0), factor)
+    least = factor[usable].min()
+    return torch.where(is_constant, (typical / second).clamp(max=1.0).maximum(least), factor)
 
 
 def _for_inputs(factor: Tensor, second: nn.Module) -> Tensor:
