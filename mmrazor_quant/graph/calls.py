@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 from torch.fx import Node
@@ -29,6 +30,16 @@ class QuantizedCall:
     layer: nn.Module
     norm: nn.Module | None
     source: Node | None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the layer is called with, beginning with its activations."""
+        return tuple(self.node.args[MODULES_READ[self.node.target] :])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the layer is called with by name."""
+        return {name: value for name, value in self.node.kwargs.items() if name != 'bias_input'}
 
 
 def quantized_calls(graph: fx.Graph, root: nn.Module) -> list[QuantizedCall]:

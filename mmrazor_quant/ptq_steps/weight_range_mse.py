@@ -2,105 +2,100 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.engine.calibration import set_float
+from mmrazor_quant.engine.loops.arguments import check_int
 from mmrazor_quant.fake_quants import DoReFaFakeQuantize, FakeQuantize
-from mmrazor_quant.observers import MSEObserver
-from mmrazor_quant.ops.error import value_error
-from mmrazor_quant.ops.layout import channel_rows
+from mmrazor_quant.graph.insert import WeightSite
+from mmrazor_quant.graph.taps import tapped
 from mmrazor_quant.registry import TASK_UTILS
 
 from .base import PTQStep, Stage, StepContext
-from .report import log, table
+from .range_candidates import RangeCandidates
+from .report import log, table, with_progress
 
 
 @TASK_UTILS.register_module()
 class WeightRangeMSE(PTQStep):
-    """Gives weights the range of least error sum |w - q(w)|^p, whatever their observer says.
+    """Gives weights the range of least squared error, whatever their observer says.
 
-    Each weight tensor, or each of its output channels, gets the best of the range that it has and the one that
-    :class:`mmrazor_quant.observers.MSEObserver` finds, so that no error grows. The weight is the one that is
-    quantized: with its batch norm folded in. It runs when the observers of the weights have set their ranges, before
-    activations are observed; learned scales start from the result.
+    Each weight tensor, or each of its output channels, gets the best of a number of ranges; the one that its observer
+    chose is among them, so that no error grows. The weight is the one that is quantized: with its batch norm folded in.
+    It runs when the observers of the weights have set their ranges, before activations are observed; learned scales
+    start from the result.
+
+    The error is that of the layer's output on float calibration data, E[((w - q(w)) x)^2], or that of the weight
+    itself, (w - q(w))^2, which knows nothing of what the weight is multiplied with: clipping a few large weights looks
+    cheap to it, but shifts the output. A weight that a function reads, or that no data reach, always gets the latter.
 
     Args:
-        p: exponent of the error.
+        error: ``'output'`` or ``'weight'``.
+        batches: number of batches that output errors are summed over.
 
     Raises:
-        ValueError: an exponent that is not a positive number.
+        ValueError: a value that is not allowed.
     """
 
     stage = Stage.AFTER_WEIGHTS
 
-    def __init__(self, p: float = 2.0) -> None:
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not p >= 0.1:
-            raise ValueError(f'p: got {p!r}, allowed: numbers >= 0.1')
-        self.p = float(p)
+    def __init__(self, error: str = 'output', batches: int = 1) -> None:
+        if error not in ('output', 'weight'):
+            raise ValueError(f"error: got {error!r}, allowed: 'output', 'weight'")
+        self.error = error
+        self.batches = check_int('batches', batches, minimum=1)
 
     @torch.no_grad()
     def run(self, context: StepContext) -> None:
         """Sets the ranges of all weights of the model in place."""
         architecture = context.model.architecture
-        rows, left = [], 0
+        candidates: dict[WeightSite, RangeCandidates] = {}
         for site in context.model.inserted.weights:
             quantizer = architecture.get_submodule(site.quantizer)
-            if isinstance(quantizer, DoReFaFakeQuantize):  # it computes its range from the weights by itself
-                left += 1
-                continue
-            before, after = self._set_range(quantizer, site.value(architecture).detach())
-            rows.append((site.weight, before, after))
-        log(_summary(rows, left, self.p))
+            if _has_range(quantizer):
+                candidates[site] = RangeCandidates(quantizer, site.value(architecture).detach())
+        if self.error == 'output':
+            self._measure_outputs(context, candidates)
+        rows = [(site.weight, *each.choose()) for site, each in candidates.items()]
+        log(_summary(rows, len(context.model.inserted.weights) - len(rows)))
 
-    def _set_range(self, quantizer: FakeQuantizeBase, weight: Tensor) -> tuple[float, float]:
-        """Sets the range of one weight; returns the error before and after, relative to sum |w|^p."""
-        axis = quantizer.ch_axis if _is_per_channel(quantizer) else -1
-        rows = channel_rows(weight, axis).to(torch.float32)
-        old = _in_use(quantizer)
-        new = self._best(quantizer, weight, axis)
-        before, after = (self._error(rows, quantizer, *qparams) for qparams in (old, new))
-        better = after < before
-        scale, zero_point = (torch.where(better, n, o.to(n.dtype)) for n, o in zip(new, old))
-        _set(quantizer, scale, zero_point)
-        total = rows.abs().pow(self.p).sum().clamp(min=torch.finfo(rows.dtype).tiny)
-        return float(before.sum() / total), float(torch.minimum(before, after).sum() / total)
+    def _measure_outputs(self, context: StepContext, candidates: dict[WeightSite, RangeCandidates]) -> None:
+        """Runs the float model, and each layer with the error that each candidate makes, on calibration data."""
+        model = context.model
+        layers = {model.architecture.get_submodule(site.layer): each for site, each in candidates.items()}
 
-    def _best(self, quantizer: FakeQuantizeBase, weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        observer = MSEObserver(
-            dtype=quantizer.dtype, qscheme=quantizer.qscheme, quant_min=quantizer.quant_min,
-            quant_max=quantizer.quant_max, ch_axis=axis, is_pot_scale=getattr(quantizer, 'is_pot_scale', False),
-            p=self.p, exact=True,
-        ).to(weight.device)  # fmt: skip
-        # Every process has the whole weight.
-        observer.is_joint = False
-        observer(weight)
-        return observer.calculate_qparams()
+        def measure(layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> None:
+            if layer in layers and x.numel():
+                layers[layer].add_output_errors(layer, x, *args, **kwargs)
 
-    def _error(self, rows: Tensor, quantizer: FakeQuantizeBase, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return value_error(rows, scale[None], zero_point[None], quantizer.quant_min, quantizer.quant_max, self.p)[0]
+        set_float(model)
+        count = min(self.batches, context.count)
+        with tapped(model.architecture, input_tap=measure):
+            for index, batch in enumerate(with_progress(context.batches(), count, 'Ranges of weights')):
+                model.test_step(batch)
+                if index + 1 == count:
+                    break
+        for each in candidates.values():
+            each.reduce()
 
 
-def _is_per_channel(quantizer: FakeQuantizeBase) -> bool:
-    return quantizer.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine)
+def _has_range(quantizer: FakeQuantizeBase) -> bool:
+    """Tells whether a quantizer uses the scale that it is given; DoReFa's computes its own from the weights."""
+    return not isinstance(quantizer, DoReFaFakeQuantize) and (
+        isinstance(quantizer, FakeQuantize) or hasattr(quantizer, 'scale')
+    )
 
 
-def _in_use(quantizer: FakeQuantizeBase) -> tuple[Tensor, Tensor]:
-    scale = quantizer.scale_in_use() if isinstance(quantizer, FakeQuantize) else quantizer.scale
-    return scale.detach().to(torch.float32), quantizer.zero_point.detach()
-
-
-def _set(quantizer: FakeQuantizeBase, scale: Tensor, zero_point: Tensor) -> None:
-    if isinstance(quantizer, FakeQuantize):
-        quantizer.set_qparams(scale, zero_point)
-    else:
-        quantizer.scale.copy_(scale)
-        quantizer.zero_point.copy_(zero_point)
-
-
-def _summary(rows: list[tuple[str, float, float]], left: int, p: float) -> str:
-    rows = sorted(rows, key=lambda row: row[2] - row[1])
-    cells = [(name, f'{before:.3e}', f'{after:.3e}') for name, before, after in rows]
-    title = f'Ranges of least error for {len(rows)} weights; error relative to the sum of |w|^{p:g}'
-    shown = [table(('weight, most improved first', 'before', 'after'), cells)] if rows else []
+def _summary(rows: list[tuple[str, float, float]], left: int) -> str:
+    rows = sorted(rows, key=lambda row: row[2] / max(row[1], torch.finfo(torch.float32).tiny))
+    cells = [
+        (name, f'{before:.3e}', f'{after:.3e}', f'{after / before:.2f}' if before else '')
+        for name, before, after in rows
+    ]
+    title = f'Ranges of least error for {len(rows)} weights; squared error relative to the square of what it is about'
+    shown = [table(('weight, most improved first', 'before', 'after', 'ratio'), cells)] if rows else []
     return '\n'.join([title, *shown, *([f'{left} weights have no range to be set'] if left else [])])

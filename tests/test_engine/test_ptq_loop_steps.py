@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import quant_state
 
-from mmrazor_quant.ptq_steps import PTQStep, Stage
+from mmrazor_quant.ptq_steps import PTQStep, PTQSteps, Stage
 from mmrazor_quant.registry import TASK_UTILS
 
 CLE = {'type': 'mmrazor.CrossLayerEqualization'}
@@ -34,8 +34,8 @@ def biases(runner):
 def test_steps_run_at_their_stage_whatever_their_order(make_runner):
     calls = []
     order = (Stage.AFTER_CALIBRATION, Stage.AFTER_WEIGHTS, Stage.BEFORE_CALIBRATION)
-    steps = [remember(stage, calls) for stage in order]
-    runner = make_runner(test_cfg__extra_steps=steps)
+    runner = make_runner()
+    runner.test_loop.extra_steps = PTQSteps([remember(stage, calls) for stage in order])
 
     runner.test()
 
@@ -98,7 +98,7 @@ def test_weights_quantized_while_observing_have_their_final_ranges(make_runner):
     ([{**BIAS, 'passes': 0}], r'extra_steps\[0\].passes must be an int >= 1, but got 0'),
     ([{**BIAS, 'activations': 8}], r'extra_steps\[0\].activations: got 8, allowed: True, False'),
     ([{**CLE, 'clips': 'keep'}], r"extra_steps\[0\].clips: got 'keep', allowed: 'scale', 'skip'"),
-    ([{**MSE, 'p': 0}], r'extra_steps\[0\].p: got 0, allowed: numbers >= 0.1'),
+    ([{**MSE, 'error': 'input'}], r"extra_steps\[0\].error: got 'input', allowed: 'output', 'weight'"),
 ])  # fmt: skip
 def test_wrong_configs_are_refused_before_any_work(make_runner, steps, message):
     runner = make_runner(test_cfg__extra_steps=steps)

@@ -44,7 +44,9 @@ NETS = {
         conv(3, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4)
     ),
     'biases': lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 8), nn.ReLU(), conv(8, 4)),
-    'norm without parameters': lambda: nn.Sequential(conv(3, 6), nn.BatchNorm2d(6, affine=False), nn.ReLU(), conv(6, 4)),
+    'norm without parameters': lambda: nn.Sequential(
+        conv(3, 6), nn.BatchNorm2d(6, affine=False), nn.ReLU(), conv(6, 4)
+    ),
     'linear': lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5)),
     'linear over rows': lambda: Net(
         lambda m, x: m.b(F.relu(m.a(x.flatten(2)))), a=nn.Linear(64, 12), b=nn.Linear(12, 5)
@@ -92,7 +94,9 @@ def means(model, data, which=None):
 
 def shifts(model, targets, data):
     """Root mean square of the shift of every layer's output from the float network's."""
-    return [float((found - target).square().mean().sqrt()) for found, target in zip(means(model, data).values(), targets)]
+    return [
+        float((found - target).square().mean().sqrt()) for found, target in zip(means(model, data).values(), targets)
+    ]
 
 
 def float_means(model, data):

@@ -40,7 +40,9 @@ def conv(a, b, **kwargs):
 
 
 PAIRS = {
-    'norms': (1, lambda: sequential(conv(3, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 4), nn.BatchNorm2d(4))),
+    'norms': (1, lambda: sequential(
+        conv(3, 6, bias=False), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 4), nn.BatchNorm2d(4)
+    )),
     'bias and norm': (1, lambda: sequential(conv(3, 6), nn.BatchNorm2d(6), nn.ReLU(inplace=True), conv(6, 4))),
     'no norms': (2, lambda: sequential(conv(3, 6), nn.ReLU(), conv(6, 4), nn.LeakyReLU(0.2), conv(4, 4))),
     'linear activation': (1, lambda: sequential(conv(3, 6), nn.Identity(), conv(6, 4))),
