@@ -50,6 +50,7 @@ def set_ranges(model, **arguments):
 @torch.no_grad()
 def errors(model):
     """For each weight, the squared error per channel, or of the tensor."""
+    model.set_quant_state(False, True, False, True)
     found = []
     for site in model.inserted.weights:
         quantizer, weight = model.architecture.get_submodule(site.quantizer), site.value(model.architecture)
