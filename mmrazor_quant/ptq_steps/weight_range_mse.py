@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from mmrazor_quant.registry import TASK_UTILS
 
 from .base import PTQStep, Stage, StepContext
 from .range_candidates import RangeCandidates
-from .report import log, table, with_progress
+from .report import Progress, log, table
 
 
 @TASK_UTILS.register_module()
@@ -68,17 +69,18 @@ class WeightRangeMSE(PTQStep):
         model = context.model
         layers = {model.architecture.get_submodule(site.layer): each for site, each in candidates.items()}
 
+        count = min(self.batches, context.count)
+        progress = Progress(count * len(layers), 'Ranges of weights, layer')
+
         def measure(layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> None:
             if layer in layers and x.numel():
                 layers[layer].add_output_errors(layer, x, *args, **kwargs)
+                progress.advance()
 
         set_float(model)
-        count = min(self.batches, context.count)
         with tapped(model.architecture, input_tap=measure):
-            for index, batch in enumerate(with_progress(context.batches(), count, 'Ranges of weights')):
+            for batch in islice(context.batches(), count):
                 model.test_step(batch)
-                if index + 1 == count:
-                    break
         for each in candidates.values():
             each.reduce()
 
