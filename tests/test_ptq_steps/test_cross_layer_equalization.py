@@ -341,3 +341,35 @@ def test_convert_keeps_the_bounds():
 
     assert sum(isinstance(module, ChannelClip) for module in converted.modules()) == 2
     assert error(outputs(converted, x), outputs(model, x)) < 1e-5
+
+
+class Outside(nn.Module):
+    """Uses a layer of what can be captured in code that cannot: it depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = sequential(conv(3, 6), nn.ReLU6(), conv(6, 4))
+
+    def forward(self, x):
+        y = self.block(x)
+        return y.mean() + self.block[0](x).mean() if y.sum() > -1e9 else y
+
+
+def test_pairs_that_code_outside_of_graphs_uses_are_given_back():
+    model, x = prepared(Outside), 5 * images(4).double()
+    assert len(find_chains(model.architecture).links) == 1
+    state, before = copy.deepcopy(model.state_dict()), outputs(model, x)
+
+    CrossLayerEqualization().run(StepContext(model, [{'inputs': x}], 1))
+
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(outputs(model, x), before)
+
+
+def test_check_of_the_outputs_lets_an_exact_change_through():
+    model, x = prepared(PAIRS['depthwise'][1]), 5 * images(4).double()
+
+    CrossLayerEqualization().run(StepContext(model, [{'inputs': x}], 1))
+
+    assert sum(isinstance(module, ChannelClip) for module in model.modules()) == 2
