@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrazor_quant import ops
 from mmrazor_quant.compat import FakeQuantizeBase
-from mmrazor_quant.observers import MinMaxObserver, RangeObserver
+from mmrazor_quant.observers import ExtremesObserver, MinMaxObserver, RangeObserver
 from mmrazor_quant.registry import MODELS
 
 Call = Callable[..., Any]
@@ -118,6 +118,28 @@ class FakeQuantize(FakeQuantizeBase):
         if not self._quantizing:
             return weight
         return ops.fake_quantize_folded(weight, *qparams, factor, self.quant_min, self.quant_max, ch_axis)
+
+    def quantization(self, x: Tensor) -> ops.Quantization | None:
+        """Say in numbers what the forward does to an activation, for operations that quantize their own result.
+
+        Args:
+            x: Tensor of the activation's shape.
+
+        Returns:
+            The numbers; None where the forward does something else, or more, now.
+        """
+        if type(self).forward is not FakeQuantize.forward or not self._quantizing:
+            return None
+        if self._observing and not isinstance(self.activation_post_process, ExtremesObserver):
+            return None
+        observe = self._observe_extremes if self._observing else None
+        return ops.Quantization(self.scale, self.zero_point, self.quant_min, self.quant_max, from_range=observe)
+
+    def _observe_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        self.activation_post_process.observe_extremes(low, high)
+        qparams = self._running_qparams()
+        self._set_qparams(*qparams)
+        return qparams
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Give the scale and zero point that the observer's statistics call for, without using them."""

@@ -175,10 +175,10 @@ def quantized_layer_norm(
         weight = quantizer(folded_weight(layer, norm))
         bias = quantized_bias(folded_bias(layer, norm), bias_input, quantizer)
         return call_layer(layer, x, weight, bias, *args, **kwargs)
-    return norm(call_layer(layer, x, _unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
+    return norm(call_layer(layer, x, unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
 
 
-def _unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
+def unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
     """Returns the layer's weight, folded, quantized, and divided by what folding multiplied it with."""
     quantizer = layer.weight_fake_quant
     if getattr(quantizer, 'can_fold', False):
