@@ -34,7 +34,7 @@ def tapped(model: nn.Module, output_tap: OutputTap | None = None, input_tap: Inp
     """
     taps = (output_tap, input_tap)
     islands = [(Island.of(module), module) for module in islands_of(model).values()]
-    recaptures = [island.recapture for island, _ in islands]
+    saved = [(island.recapture, island.lower) for island, _ in islands]
     plain: dict[fx.Graph, fx.Graph] = {}
 
     def with_taps(graph: fx.Graph, module: nn.Module) -> fx.Graph:
@@ -48,8 +48,8 @@ def tapped(model: nn.Module, output_tap: OutputTap | None = None, input_tap: Inp
             island.recapture = _tapped_recapture(island.recapture, with_taps)
         yield
     finally:
-        for (island, _), recapture in zip(islands, recaptures):
-            island.map_graphs(lambda graph: plain.get(graph, graph))
+        for (island, _), (recapture, lower) in zip(islands, saved):
+            island.map_graphs(lambda graph: plain.get(graph, graph), lower)
             island.recapture = recapture
 
 
