@@ -45,7 +45,8 @@ class StepContext:
 
     Args:
         model: the quantized model, in eval mode.
-        data: calibration data, batches as ``model.test_step`` takes them; the same ones whenever it is iterated over.
+        data: calibration data, batches as ``model.test_step`` takes them; not the same ones in each
+            iteration if they are augmented at random.
         limit: number of batches to use, at most.
     """
 

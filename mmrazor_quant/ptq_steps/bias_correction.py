@@ -25,10 +25,10 @@ class BiasCorrection(PTQStep):
     """Takes off what quantization adds to the expected output of each layer (Nagel et al. 2019, section 4.2).
 
     For every output channel the shift E[y_quantized] - E[y_float] is measured on the calibration data, with all layers
-    before it corrected already, and subtracted from the bias (appendix D of the paper). Each batch runs once in float
-    and ``passes`` times quantized: in the first pass, each layer's output is corrected on its way by the mean shift of
-    the batches so far; in later ones by the result of the pass before, whose remaining shift is measured and taken off
-    in turn. It runs after calibration and reconstruction, since it changes what the float network computes.
+    before it corrected already, and subtracted from the bias (appendix D of the paper). Each batch runs in float and
+    then quantized: in the first pass, each layer's output is corrected on its way by the mean shift of the batches so
+    far; in later ones by the result of the pass before, whose remaining shift is measured and taken off in turn. It
+    runs after calibration and reconstruction, since it changes what the float network computes.
 
     The correction goes into the shift of the batch norm that is folded into the layer, else into the layer's bias; into
     the running mean of a batch norm without a shift. A layer that has neither is reported. No entry is added to the
@@ -37,7 +37,7 @@ class BiasCorrection(PTQStep):
     Args:
         activations: whether activations are quantized as well while the shift is measured; otherwise only the shift
             that quantized weights cause is corrected.
-        passes: how often the quantized network runs over the data.
+        passes: how often the data are gone through.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -79,18 +79,17 @@ class BiasCorrection(PTQStep):
     def _pass(self, context: StepContext, meter: ShiftMeter, number: int) -> None:
         meter.begin_pass()
         title = f'Bias correction, pass {number} of {self.passes}'
-        for index, batch in enumerate(with_progress(context.batches(), context.count, title)):
-            self._measure(context.model, meter, index, batch, with_float=number == 1)
+        for batch in with_progress(context.batches(), context.count, title):
+            self._measure(context.model, meter, batch)
         meter.end_pass()
 
-    def _measure(self, model: StepModel, meter: ShiftMeter, index: int, batch: Any, with_float: bool) -> None:
-        if with_float:
-            set_float(model)
-            meter.begin_float(index)
-            # A model may write into what it is given.
-            model.test_step(copy.deepcopy(batch))
+    def _measure(self, model: StepModel, meter: ShiftMeter, batch: Any) -> None:
+        set_float(model)
+        meter.begin_float()
+        # A model may write into what it is given.
+        model.test_step(copy.deepcopy(batch))
         model.set_quant_state(False, True, False, self.activations)
-        meter.begin_quantized(index)
+        meter.begin_quantized()
         model.test_step(batch)
 
 

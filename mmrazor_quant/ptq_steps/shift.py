@@ -38,11 +38,11 @@ class _Sums:
 class ShiftMeter:
     """Measures E[y_quantized] - E[y_float] per output channel of layers, and corrects the outputs on the way.
 
-    Use :meth:`tap` as the tap of the layers. In the first pass each batch runs in float (:meth:`begin_float`), then
-    quantized (:meth:`begin_quantized`), where each output is corrected by the mean shift so far, with this batch; in
-    later passes each batch runs quantized only, with the corrections of the pass before. Calls of a layer are compared
-    in pairs: the second one of the quantized run with the second one of the float run. Under data parallelism the
-    shifts of all processes are averaged at the end of a pass.
+    Use :meth:`tap` as the tap of the layers. Each batch runs in float (:meth:`begin_float`), then quantized
+    (:meth:`begin_quantized`), where each output is corrected: in the first pass by the mean shift so far, with this
+    batch, in later ones by the result of the pass before. Calls of a layer are compared in pairs: the second one of
+    the quantized run with the second one of the float run. Under data parallelism the shifts of all processes are
+    averaged at the end of a pass.
 
     Args:
         layers: the layers to measure, in an order that is the same in all processes.
@@ -59,24 +59,24 @@ class ShiftMeter:
         self.corrections: dict[nn.Module, Tensor] = {}
         self.before: dict[nn.Module, float] = {}
         self.after: dict[nn.Module, float] = {}
-        self._float_means: dict[int, dict[nn.Module, list[Tensor]]] = {}
+        self._float_means: dict[nn.Module, list[Tensor]] = defaultdict(list)
         self._variances = {layer: torch.zeros(2, dtype=torch.float64) for layer in self.layers}
         self._sums: dict[nn.Module, _Sums] = {}
         self._calls: Counter[nn.Module] = Counter()
-        self._batch, self._is_float = 0, False
+        self._is_float = False
 
     def begin_pass(self) -> None:
         """Forgets the sums of the pass before."""
         self._sums = {layer: _Sums(torch.zeros(output_channels(layer), dtype=torch.float64)) for layer in self.layers}
 
-    def begin_float(self, batch: int) -> None:
+    def begin_float(self) -> None:
         """Has the following calls be those of the float network on a batch."""
-        self._batch, self._is_float = batch, True
-        self._float_means[batch] = defaultdict(list)
+        self._is_float = True
+        self._float_means.clear()
 
-    def begin_quantized(self, batch: int) -> None:
-        """Has the following calls be those of the quantized network on a batch."""
-        self._batch, self._is_float = batch, False
+    def begin_quantized(self) -> None:
+        """Has the following calls be those of the quantized network on the same batch."""
+        self._is_float = False
         self._calls.clear()
 
     def tap(self, layer: nn.Module, output: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class ShiftMeter:
 
     def _note_float(self, layer: nn.Module, output: Tensor) -> None:
         variance, mean = torch.var_mean(output.float(), _other_dimensions(layer, output), correction=0)
-        self._float_means[self._batch][layer].append(mean.cpu().double())
+        self._float_means[layer].append(mean.cpu().double())
         if output.numel():
             weight = float(output.numel())
             self._variances[layer] += torch.tensor([weight * float(variance.mean()), weight], dtype=torch.float64)
@@ -100,7 +100,7 @@ class ShiftMeter:
     def _note_quantized(self, layer: nn.Module, output: Tensor) -> None:
         call = self._calls[layer]
         self._calls[layer] += 1
-        floats = self._float_means[self._batch][layer]
+        floats = self._float_means[layer]
         if call < len(floats) and output.numel():
             mean = output.float().mean(_other_dimensions(layer, output)).cpu().double()
             self._sums[layer].add(mean - floats[call], output.numel() / len(mean))

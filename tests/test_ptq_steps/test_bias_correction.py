@@ -224,6 +224,24 @@ def test_layers_without_a_place_are_reported_and_left(lines):
     assert '1 not corrected: no data reached it' in text
 
 
+class Shuffled(list):
+    """Data in another order whenever they are gone through, as augmented images are others."""
+
+    def __iter__(self):
+        order = torch.randperm(len(self)).tolist()
+        return iter([self[i] for i in order])
+
+
+def test_each_batch_is_compared_with_itself():
+    data = [{'inputs': (i + 1) * images(8, seed=i).abs()} for i in range(6)]
+    model = prepared(NETS['norms'], data)
+    targets = float_means(model, data)
+
+    BiasCorrection().run(StepContext(model, Shuffled(data), len(data)))
+
+    assert max(shifts(model, targets, data)) < 0.05
+
+
 def test_data_that_are_not_finite_are_refused():
     data = batches(1)
     model = prepared(NETS['biases'], data)
