@@ -1,6 +1,6 @@
 """Quantization of OpenMMLab models: importing this package registers all of it under the scope ``mmrazor``."""
 
-from mmrazor_quant import algorithms, compat, engine, fake_quants, observers, quantizers, registry, tracing
+from mmrazor_quant import algorithms, compat, engine, fake_quants, observers, ptq_steps, quantizers, registry, tracing
 from mmrazor_quant.version import __version__
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     'engine',
     'fake_quants',
     'observers',
+    'ptq_steps',
     'quantizers',
     'registry',
     'tracing',

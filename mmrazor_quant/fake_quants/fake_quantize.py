@@ -153,6 +153,16 @@ class FakeQuantize(FakeQuantizeBase):
         """
         self._set_qparams(*self.calculate_qparams())
 
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Set scale and zero point, or the parameters they follow from, whatever the observer saw.
+
+        Args:
+            scale: float32, shape [C].
+            zero_point: Integers, shape [C].
+        """
+        with torch.no_grad():
+            self._set_qparams(scale, zero_point)
+
     def scale_in_use(self) -> Tensor:
         """Give the scale that the forward uses, without gradient, shape [C]."""
         return self.scale.detach()

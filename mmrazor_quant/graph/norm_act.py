@@ -49,7 +49,9 @@ def layer_norm_act(
     Returns:
         The quantized result, and the unquantized one if it is needed, else None.
     """
-    if _learns(layer, norm) and not any(map(_has_hooks, (norm, identity, act, quantizer))):
+    # The activation may have been replaced since the graph was made.
+    is_plain = ends_of(act) is not None and not any(map(_has_hooks, (norm, identity, act, quantizer)))
+    if is_plain and _learns(layer, norm):
         y = call_layer(layer, x, unfolded_weight(layer, norm), layer.bias)
         quantization = quantizer.quantization(y)
         if quantization is not None and normalized.usable(y, other, quantization):
