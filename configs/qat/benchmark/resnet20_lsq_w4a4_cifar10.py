@@ -11,6 +11,10 @@ model = dict(
     _delete_=True,
     type='mmrazor.GeneralQuant',
     architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    # Weights with a zero point: their distributions are not symmetric, and of 4 bits none can be wasted.
+    quantizer=dict(
+        type='mmrazor.CustomQuantizer',
+        qconfig=dict(_base_.qconfig, w_qscheme=dict(bit=4, is_symmetry=False, is_per_channel=True)),
+    ),
     float_checkpoint=f'{_base_.data_root}/weights/resnet20_cifar10jpeg_mmcls.pth',
 )
