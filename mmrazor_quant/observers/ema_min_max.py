@@ -36,8 +36,9 @@ class EMARangeObserver(RangeObserver):
         self.ema_ratio = ema_ratio
         self.register_statistic('min_val', 0.0)
         self.register_statistic('max_val', 0.0)
-        # The weight of the next batch: 1 for the first one, which needs no question asked of the data this way.
-        self.register_statistic('next_weight', 1.0)
+        # The weight of the next batch, so that no question has to be asked of the data; that of the first one is 1, and
+        # kept as 2, since without a past all others have 1 too.
+        self.register_statistic('next_weight', 2.0)
 
     def average(self, low: Tensor, high: Tensor) -> None:
         """Take the range of one batch into the average.
@@ -50,8 +51,9 @@ class EMARangeObserver(RangeObserver):
         if self.is_reducing:
             seen = ~(low > high)
             low, high = low.where(seen, self.min_val), high.where(seen, self.max_val)
-        self.min_val.lerp_(low, self.next_weight)
-        self.max_val.lerp_(high, self.next_weight)
+        weight = self.next_weight.clamp(max=1.0)
+        self.min_val.lerp_(low, weight)
+        self.max_val.lerp_(high, weight)
         if self.is_reducing:
             self.next_weight.masked_fill_(seen, 1 - self.ema_ratio)
         else:
@@ -59,7 +61,7 @@ class EMARangeObserver(RangeObserver):
 
     def observed_range(self) -> tuple[Tensor, Tensor]:
         """Give the average range, each end of shape [C]; empty where there were no data."""
-        unseen = self.next_weight == 1
+        unseen = self.next_weight > 1
         return self.min_val.masked_fill(unseen, float('inf')), self.max_val.masked_fill(unseen, float('-inf'))
 
 

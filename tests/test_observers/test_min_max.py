@@ -43,6 +43,16 @@ def test_default_average():
     assert EMAMinMaxObserver(**SCHEME.observer_params()).ema_ratio == 0.9
 
 
+def test_average_without_a_past_is_the_last_batch():
+    observer = EMAMinMaxObserver(**SCHEME.observer_params(), ema_ratio=0.0)
+    with pytest.raises(ValueError, match='no data were observed'):
+        observer.calculate_qparams()
+    for batch in (torch.tensor([-3.0, 5.0]), torch.tensor([-1.0, 2.0])):
+        observer(batch)
+        assert [end.item() for end in observer.observed_range()] == batch.tolist()
+    observer.calculate_qparams()
+
+
 @pytest.mark.parametrize('kind', [EMAMinMaxObserver, EMAMSEObserver])
 @pytest.mark.parametrize('ratio', [1.0, -0.1, 2])
 def test_refused_averages(kind, ratio):
