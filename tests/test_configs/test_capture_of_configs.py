@@ -55,6 +55,12 @@ def test_resnet20_has_4_bits_but_for_first_and_last(name):
     assert calibrate(model, (2, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.parametrize('path', sorted(ROOT.glob('qat/benchmark/resnet20_*.py')), ids=lambda path: path.stem)
+def test_resnet20_of_every_method_calibrates(path):
+    model = build(str(path.relative_to(ROOT)))
+    assert calibrate(model, (2, 3, 32, 32)).isfinite().all()
+
+
 def quantized_layers(model: GeneralQuant) -> set[str]:
     """Paths of the layers whose weights are quantized."""
     return {path.rpartition('.')[0] for path, _ in model.weight_quantizers()}
