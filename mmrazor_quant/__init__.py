@@ -1,6 +1,16 @@
 """Quantization of OpenMMLab models: importing this package registers all of it under the scope ``mmrazor``."""
 
-from mmrazor_quant import algorithms, compat, engine, fake_quants, observers, quantizers, registry, tracing
+from mmrazor_quant import (
+    algorithms,
+    compat,
+    engine,
+    fake_quants,
+    observers,
+    quantizers,
+    reconstruction,
+    registry,
+    tracing,
+)
 from mmrazor_quant.version import __version__
 
 __all__ = [
@@ -11,6 +21,7 @@ __all__ = [
     'fake_quants',
     'observers',
     'quantizers',
+    'reconstruction',
     'registry',
     'tracing',
 ]

@@ -56,6 +56,11 @@ class ActivationCache:
         self._files[tensor.data_ptr()] = path
         return tensor
 
+    @torch.no_grad()
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor into the cache."""
+        return self.new(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor)
+
     def free(self, tensor: Tensor) -> None:
         """Give back the room of a tensor, which must not be used any more.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ class UnitData:
         quantized: Inputs as the quantized network in front gives them.
         floating: Inputs as the float network gives them; None where they are not mixed in.
         targets: Outputs of the float unit for the float inputs.
-        importance: Weights of the squared errors, one for each target; None: all the same.
+        importance: Weights of the squared errors, for each target by the shape of a sample; None: all the same.
         weights: Weights to learn the rounding of.
         quantizers: Activation quantizers of the unit that no earlier unit has.
     """
@@ -41,7 +40,7 @@ class UnitData:
     quantized: list[Values]
     floating: list[Values] | None
     targets: list[Values]
-    importance: list[Values] | None
+    importance: list[dict[tuple[int, ...], Tensor]] | None
     weights: list[Weight]
     quantizers: list[nn.Module]
 
@@ -130,6 +129,7 @@ class Learner:
 
     def __init__(self, data: UnitData, settings: Settings, seed: int) -> None:
         self.data, self.settings = data, settings
+        self.undecided = 0.0
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -147,30 +147,41 @@ class Learner:
         all_reduce(sums)
         return (sums[0] / sums[1].clamp(min=1e-30)).item()
 
+    @torch.enable_grad()
     def run(self) -> None:
         """Learn; the quantizers end with the learned integers and steps."""
         settings = self.settings
-        batches = _Batches(self.data.groups, settings.batch_size, self.generator)
-        drops = _Drops(settings.drop_prob, self.generator)
-        weights = RoundedWeights(self.data.weights) if self.data.weights else None
-        steps = _Steps(self.data.quantizers if settings.act_lr > 0 else [])
+        self._batches = _Batches(self.data.groups, settings.batch_size, self.generator)
+        self._drops = _Drops(settings.drop_prob, self.generator)
+        self._factors = self._factor()
         dropping = [q for q in self.data.quantizers if isinstance(q, QDropFakeQuantize) and settings.drop_prob > 0]
         for quantizer in dropping:
-            quantizer.drop_by(drops.like)
-        factor = self._factor()
-        for iteration in range(settings.iters):
+            quantizer.drop_by(self._drops.like)
+        learned = self.data.quantizers if settings.act_lr > 0 else []
+        joint = settings.act_stage == 'joint'
+        self._learn(self.data.weights, learned if joint else [])
+        if not joint:
+            self._learn([], learned)
+        for quantizer in dropping:
+            quantizer.drop_by(None)
+
+    def _learn(self, learned_weights: list[Weight], learned_quantizers: list[nn.Module]) -> None:
+        """Do all iterations for some weights and quantizers."""
+        weights = RoundedWeights(learned_weights) if learned_weights else None
+        steps = _Steps(learned_quantizers)
+        if weights is None and not steps.parameters:
+            return
+        for iteration in range(self.settings.iters):
             if weights is not None:
                 weights.grad.zero_()
-            self._backward(*batches.draw(), drops, factor)
+            self._backward(*self._batches.draw())
             of_steps = self._reduced(weights, steps)
-            schedule = settings.schedule(iteration)
+            schedule = self.settings.schedule(iteration)
             if weights is not None:
                 weights.step(schedule.rate, schedule.regularization, schedule.power)
             if steps.parameters:
                 steps.step(of_steps, schedule.act_rate)
         steps.close()
-        for quantizer in dropping:
-            quantizer.drop_by(None)
         if weights is not None:
             self.undecided = weights.undecided()
             weights.finish()
@@ -187,12 +198,12 @@ class Learner:
             factors.append((total[1] / total[0].clamp(min=1e-30)).item())
         return factors
 
-    def _backward(self, number: int, which: Tensor, drops: _Drops, factor: list[float]) -> None:
+    def _backward(self, number: int, which: Tensor) -> None:
         data = self.data
         inputs = [values.read(number, which) for values in data.quantized]
         if data.floating is not None:
             floating = [values.read(number, which) for values in data.floating]
-            inputs = [_mixed(q, f, drops) for q, f in zip(inputs, floating)]
+            inputs = [_mixed(q, f, self._drops) for q, f in zip(inputs, floating)]
         outputs = data.functions[number](*inputs)
         taken = [i for i, output in enumerate(outputs) if output.requires_grad]
         if not taken:
@@ -201,8 +212,8 @@ class Learner:
         for i in taken:
             grad = outputs[i].detach() - data.targets[i].read(number, which)
             if data.importance is not None:
-                grad *= data.importance[i].read(number, which)
-            grads.append(grad.mul_(2.0 * factor[i] / len(which)))
+                grad *= data.importance[i].get(tuple(grad.shape[1:]), 1.0)
+            grads.append(grad.mul_(2.0 * self._factors[i] / len(which)))
         torch.autograd.backward([outputs[i] for i in taken], grads)
 
     def _reduced(self, weights: RoundedWeights | None, steps: _Steps) -> Tensor | None:
@@ -222,7 +233,3 @@ def _mixed(quantized: Any, floating: Any, drops: _Drops) -> Any:
         return quantized
     return torch.where(drops.like(quantized), floating, quantized)
 
-
-def cosine(progress: float) -> float:
-    """Fall from 1 to 0 as progress goes from 0 to 1."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

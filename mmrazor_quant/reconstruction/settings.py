@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from mmrazor_quant.graph.units import GRANULARITIES
 
 
 class Schedule(NamedTuple):
@@ -25,6 +27,32 @@ class Schedule(NamedTuple):
 
 @dataclass
 class Settings:
+    """How units are reconstructed. The methods differ in their defaults only.
+
+    Args:
+        granularity: What a unit is: ``'layer'``, ``'block'``, ``'stage'`` or ``'island'``.
+        iters: Iterations for each unit.
+        batch_size: Samples in an iteration.
+        lr: Learning rate of the rounding, with Adam.
+        act_lr: Learning rate of activation steps, relative to each step, with Adam; 0: steps stay as calibrated. Only
+            fake quantizers with a learned step, such as :class:`QDropFakeQuantize`, have it.
+        drop_prob: Share of the elements, of a unit's input and of the activations in it, that are float in an iteration
+            (QDrop).
+        regularization: Factor of the regularizer of the rounding, where the loss is relative to the targets' square.
+        warmup: Part of the iterations before the regularizer sets in.
+        powers: Its exponent, at the start and at the end.
+        lr_end: What the learning rate of the rounding falls to, along a cosine, as a part of ``lr``.
+        act_stage: ``'joint'``: steps and rounding are learned together; ``'after'``: steps afterwards, in further
+            iterations of the same number.
+        fisher: Weigh squared errors by the squared gradients of the task's loss (BRECQ); needs annotated data.
+        cache_gib: Memory for cached activations in GiB; what is beyond it goes to files in the work directory. None: no
+            limit.
+        seed: Seed of everything random.
+
+    Raises:
+        ValueError: A value that is not allowed.
+    """
+
     granularity: str = 'block'
     iters: int = 300
     batch_size: int = 32
@@ -35,12 +63,45 @@ class Settings:
     warmup: float = 0.2
     powers: tuple[float, float] = (20.0, 2.0)
     lr_end: float = 1.0
+    act_stage: str = 'joint'
+    fisher: bool = False
+    cache_gib: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check('granularity', self.granularity, self.granularity in GRANULARITIES, f'one of {GRANULARITIES}')
+        for name in ('iters', 'batch_size'):
+            value = getattr(self, name)
+            _check(name, value, type(value) is int and value >= 1, 'an int >= 1')
+        for name, highest in (('lr', math.inf), ('act_lr', 1), ('regularization', math.inf), ('lr_end', 1)):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and 0 <= value <= highest, f'a number from 0 to {highest}')
+        for name in ('drop_prob', 'warmup'):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and 0 <= value < 1, 'a number from 0 to less than 1')
+        pair = isinstance(self.powers, (list, tuple)) and len(self.powers) == 2 and all(map(_is_number, self.powers))
+        _check('powers', self.powers, pair and min(self.powers) >= 1, 'two numbers >= 1')
+        self.powers = tuple(map(float, self.powers))
+        _check('act_stage', self.act_stage, self.act_stage in ('joint', 'after'), "'joint' or 'after'")
+        _check('fisher', self.fisher, type(self.fisher) is bool, 'True or False')
+        unlimited = self.cache_gib is None
+        _check('cache_gib', self.cache_gib, unlimited or (_is_number(self.cache_gib) and self.cache_gib >= 0), 'GiB')
+        _check('seed', self.seed, type(self.seed) is int and self.seed >= 0, 'an int >= 0')
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The memory for cached activations."""
+        return None if self.cache_gib is None else int(self.cache_gib * 2**30)
+
+    def describe(self) -> str:
+        """Give the settings in a line."""
+        return ', '.join(f'{field.name}={getattr(self, field.name)}' for field in fields(self))
 
     def schedule(self, iteration: int) -> Schedule:
         """Give the numbers of an iteration."""
         done = (iteration + 1) / self.iters
         fall = 0.5 * (1.0 + math.cos(math.pi * done))
-        annealed = max(0.0, (done - self.warmup) / max(1.0 - self.warmup, 1e-9))
+        annealed = max(0.0, (done - self.warmup) / (1.0 - self.warmup))
         start, end = self.powers
         return Schedule(
             self.lr * (self.lr_end + (1.0 - self.lr_end) * fall),
@@ -48,3 +109,12 @@ class Settings:
             self.regularization if done > self.warmup else 0.0,
             start + (end - start) * annealed,
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(name: str, value: Any, fine: bool, allowed: str) -> None:
+    if not fine:
+        raise ValueError(f'reconstruction.{name}: got {value!r}, allowed: {allowed}')

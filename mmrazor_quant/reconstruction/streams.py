@@ -12,19 +12,18 @@ from torch import nn
 
 from mmrazor_quant.tracing.island import Capture, Island, Variant
 
+from .cache import ActivationCache
 from .samples import Call
 
 Step = Callable[[Any], Any]
 """Runs the model on a calibration batch."""
-
-Outputs = 'dict[tuple[int, int], Any]'
 
 
 class _Stopped(Exception):
     """Ends the forward of a model whose rest is of no interest."""
 
 
-class _Tap(Island):
+class Tap(Island):
     """An island that hands its calls on to a function."""
 
     def __init__(self, island: Island, on_call: Callable[..., Any]) -> None:
@@ -42,10 +41,11 @@ class Stream:
         step: Runs the model on a batch.
         batches: The batches.
         islands: The modules with an island, by path.
+        cache: Where the inputs of calls are kept.
     """
 
-    def __init__(self, step: Step, batches: list[Any], islands: dict[str, nn.Module]) -> None:
-        self.step, self.batches, self.islands = step, batches, islands
+    def __init__(self, step: Step, batches: list[Any], islands: dict[str, nn.Module], cache: ActivationCache) -> None:
+        self.step, self.batches, self.islands, self.cache = step, batches, islands, cache
         self._outputs: dict[str, dict[tuple[int, int], Any]] = {}
 
     def order(self) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Stream:
             numbers: dict[str, int] = defaultdict(int)
 
             def collect(path, island, module, args, kwargs, batch=number, numbers=numbers) -> Any:
-                call = _call_of(island, module, args, kwargs, (batch, numbers[path]))
+                call = self._call(island, module, args, kwargs, (batch, numbers[path]))
                 numbers[path] += 1
                 if call is not None:
                     found.append(call)
@@ -91,6 +91,13 @@ class Stream:
             self._run({path: collect, **{done: replay for done in self._outputs}}, batch)
         return found
 
+    def _call(self, island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any], key: tuple[int, int]):
+        found = find_capture(island, module, args, kwargs)
+        if found is None:
+            return None
+        capture, inputs = found
+        return Call(*key, [self.cache.copy(x) if isinstance(x, torch.Tensor) else x for x in inputs], id(capture))
+
     def finish(self, path: str, outputs: dict[tuple[int, int], Callable[[], Any]]) -> None:
         """Have an island give known outputs from now on.
 
@@ -105,7 +112,7 @@ class Stream:
         originals = {path: Island.of(self.islands[path]) for path in handlers}
         try:
             for path, handler in handlers.items():
-                _Tap(originals[path], _bound(handler, path)).install(self.islands[path])
+                Tap(originals[path], _bound(handler, path)).install(self.islands[path])
             self.step(batch)
         except _Stopped:
             pass
@@ -127,12 +134,3 @@ def find_capture(island: Island, module: nn.Module, args: tuple, kwargs: dict[st
     inputs = [leaves[i] for i in variant.signature.inputs]
     capture: Capture | None = variant.find(module, inputs)
     return None if capture is None else (capture, inputs)
-
-
-def _call_of(island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any], key: tuple[int, int]):
-    found = find_capture(island, module, args, kwargs)
-    if found is None:
-        return None
-    capture, inputs = found
-    copies = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]
-    return Call(*key, copies, id(capture))
