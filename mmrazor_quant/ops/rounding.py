@@ -64,12 +64,14 @@ class RoundingStep(NamedTuple):
         correction: ``1 / sqrt(1 - 0.999 ** t)``.
         weight: Factor of the regularizer.
         power: Its exponent, beta.
+        hardness: In [0, 1], how far the values given are from those of soft rounding towards those of hard rounding.
     """
 
     rate: Tensor
     correction: Tensor
     weight: Tensor
     power: Tensor
+    hardness: Tensor
 
 
 def soft_rounding(alpha: Tensor) -> Tensor:
@@ -89,15 +91,25 @@ def alpha_of(rest: Tensor) -> Tensor:
     return -torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1.0)
 
 
-def soft_values(alpha: Tensor, grid: RoundingGrid) -> Tensor:
-    """Compute weights of soft rounding: ``(clamp(base + h(alpha), low, high) - z) * s``, shape [N]."""
-    integer = torch.minimum(torch.maximum(grid.base + soft_rounding(alpha), grid.low), grid.high)
-    return (integer - grid.zero_point) * grid.scale
+def soft_integers(alpha: Tensor, grid: RoundingGrid, hardness: Tensor | float = 0.0) -> Tensor:
+    """Compute ``clamp(base + r, low, high) - z`` with r between h(alpha), at hardness 0, and its rounded value, at 1.
+
+    Args:
+        alpha: Shape [N].
+        grid: Grid of each weight.
+        hardness: In [0, 1].
+
+    Returns:
+        Shape [N].
+    """
+    h = soft_rounding(alpha)
+    rounding = h + hardness * ((h >= 0.5).to(h.dtype) - h)
+    return torch.minimum(torch.maximum(grid.base + rounding, grid.low), grid.high) - grid.zero_point
 
 
 def _step_formula(
     grad: Tensor, alpha: Tensor, average: Tensor, square: Tensor, base: Tensor, scale: Tensor, zero_point: Tensor,
-    low: Tensor, high: Tensor, rate: Tensor, correction: Tensor, weight: Tensor, power: Tensor,
+    low: Tensor, high: Tensor, rate: Tensor, correction: Tensor, weight: Tensor, power: Tensor, hardness: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     sigmoid = torch.sigmoid(alpha)
     stretched = sigmoid * (ZETA - GAMMA) + GAMMA
@@ -115,7 +127,7 @@ def _step_formula(
     square = square + (of_alpha * of_alpha - square) * (1.0 - MOMENTUM_OF_SQUARES)
     alpha = alpha - rate * average / (torch.sqrt(square) * correction + EPSILON)
     grid = RoundingGrid(base, scale, zero_point, low, high)
-    return alpha, average, square, soft_values(alpha, grid)
+    return alpha, average, square, soft_integers(alpha, grid, hardness) * scale
 
 
 def rounding_step(
@@ -123,18 +135,20 @@ def rounding_step(
 ) -> tuple[RoundingState, Tensor]:
     """Do one step of Adam on alpha, for the gradient of a loss and that of the regularizer.
 
+    Whatever the hardness, the gradient is that of soft rounding.
+
     Args:
-        grad: Gradient of the loss with respect to the weights of soft rounding, shape [N].
+        grad: Gradient of the loss with respect to the weights, shape [N].
         state: State before.
         grid: Grid of each weight.
         step: Numbers of the step.
 
     Returns:
-        State afterwards, and its weights of soft rounding, shape [N].
+        State afterwards, and the weights for it, shape [N].
     """
     tensors = (grad, *state, *grid, *step)
     if compiled.usable(grad, 1):
-        shapes = (*[_EXAMPLE] * 9, *[()] * 4)
+        shapes = (*[_EXAMPLE] * 9, *[()] * 5)
         result = compiled.run(_step_formula, shapes, grad.numel() * _OPERATIONS, *tensors)
         if result is not None:
             return RoundingState(*result[:3]), result[3]

@@ -316,15 +316,26 @@ def _switched_off(task: Task, architecture: nn.Module) -> Iterator[None]:
 
 
 def _states(task: Task) -> dict[str, dict[str, Tensor]]:
-    return {
-        path: {key: value.detach().clone() for key, value in module.state_dict().items()}
-        for path, module in task.modules.items()
-    }
+    return {path: {name: t.detach().clone() for name, t in _learned(module)} for path, module in task.modules.items()}
 
 
+def _learned(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what reconstruction changes in a quantizer."""
+    if isinstance(module, AdaRoundFakeQuantize):
+        yield 'integers', module.integers
+        yield 'scale', module.scale
+    else:
+        yield from module.named_parameters(recurse=False)
+
+
+@torch.no_grad()
 def _load_states(task: Task, states: dict[str, dict[str, Tensor]]) -> None:
     for path, module in task.modules.items():
-        module.load_state_dict(states[path])
+        for name, value in states[path].items():
+            if name == 'integers':
+                module.set_integers(value)
+            else:
+                getattr(module, name).copy_(value)
 
 
 def _alike(one: list[Call], other: list[Call]) -> bool:

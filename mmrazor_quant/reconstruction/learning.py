@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmrazor_quant.fake_quants import LearnedFakeQuantize, QDropFakeQuantize
 
+from .adam import FlatAdam
 from .samples import Group, Values, chunks
 from .settings import Settings
 from .weights import RoundedWeights, Weight
@@ -68,8 +69,7 @@ class _Steps:
         learned = [q for q in quantizers if isinstance(q, LearnedFakeQuantize)]
         self.parameters = [p for q in learned for p in q.learned_parameters()]
         flat = torch.cat([p.detach().reshape(-1) for p in self.parameters]) if self.parameters else torch.empty(0)
-        self.unit, self.average, self.square = flat.abs(), torch.zeros_like(flat), torch.zeros_like(flat)
-        self.count = 0
+        self._start, self._adam = flat, FlatAdam(torch.zeros_like(flat))
         for parameter in self.parameters:
             parameter.requires_grad_(True)
 
@@ -83,14 +83,9 @@ class _Steps:
     @torch.no_grad()
     def step(self, grad: Tensor, rate: float) -> None:
         """Do a step."""
-        self.count += 1
-        self.average.lerp_(grad, 0.1)
-        self.square.lerp_(grad * grad, 0.001)
-        average = self.average / (1 - 0.9**self.count)
-        square = self.square / (1 - 0.999**self.count)
-        change = average / (square.sqrt() + 1e-12) * self.unit * rate
-        for parameter, part in zip(self.parameters, change.split([p.numel() for p in self.parameters])):
-            parameter.sub_(part.reshape(parameter.shape))
+        changed = self._start + self._adam.step(grad, rate) * self._start.abs()
+        for parameter, part in zip(self.parameters, changed.split([p.numel() for p in self.parameters])):
+            parameter.copy_(part.reshape(parameter.shape))
 
     def close(self) -> None:
         """Have the parameters take no gradients any more."""
@@ -178,7 +173,7 @@ class Learner:
             of_steps = self._reduced(weights, steps)
             schedule = self.settings.schedule(iteration)
             if weights is not None:
-                weights.step(schedule.rate, schedule.regularization, schedule.power)
+                weights.step(*schedule.of_weights())
             if steps.parameters:
                 steps.step(of_steps, schedule.act_rate)
         steps.close()

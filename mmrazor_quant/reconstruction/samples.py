@@ -108,12 +108,12 @@ class Values:
             rows: Samples that it is of.
             value: Tensor whose first dimension is a multiple of the number of samples; or a number, the same for all.
         """
-        if not isinstance(value, Tensor):
-            self._data[group] = value
+        if not isinstance(value, Tensor) or not value.dim():
+            self._data[group] = (value.clone() if isinstance(value, Tensor) else value,)
             return
         count = self.groups[group].count
         if not self.groups[group].divisible:
-            rows, value = slice(0, 1), value.unsqueeze(0)
+            rows = slice(0, 1)
         if self._data[group] is None:
             self._are_images[group] = _are_images(value)
         samples = rows.stop - rows.start
@@ -136,7 +136,7 @@ class Values:
         """
         data = self._data[group]
         if not isinstance(data, Tensor):
-            return data
+            return data[0]
         taken = data[which].clone() if isinstance(which, slice) else data.index_select(0, which)
         taken = taken.flatten(0, 1)
         return taken.movedim(-1, 1) if self._are_images[group] else taken

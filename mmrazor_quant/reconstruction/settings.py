@@ -17,12 +17,20 @@ class Schedule(NamedTuple):
         act_rate: Learning rate of the activations' steps.
         regularization: Factor of the regularizer.
         power: Its exponent.
+        hardness: How far weights are from soft towards hard rounding.
+        scale_rate: Learning rate of the weights' scales.
     """
 
     rate: float
     act_rate: float
     regularization: float
     power: float
+    hardness: float
+    scale_rate: float
+
+    def of_weights(self) -> tuple[float, ...]:
+        """Give the numbers that a step of the weights takes."""
+        return self.rate, self.regularization, self.power, self.hardness, self.scale_rate
 
 
 @dataclass
@@ -36,6 +44,9 @@ class Settings:
         lr: Learning rate of the rounding, with Adam.
         act_lr: Learning rate of activation steps, relative to each step, with Adam; 0: steps stay as calibrated. Only
             fake quantizers with a learned step, such as :class:`QDropFakeQuantize`, have it.
+        scale_lr: Learning rate of the weights' scales, relative to each, with Adam; 0: they stay as calibrated.
+        hardening: After the warm-up, weights go from soft to hard rounding in a straight line and reach it when
+            this times the rest of the iterations is 1; 0: they stay soft until the end.
         drop_prob: Share of the elements, of a unit's input and of the activations in it, that are float in an iteration
             (QDrop).
         regularization: Factor of the regularizer of the rounding, where the loss is relative to the targets' square.
@@ -58,6 +69,8 @@ class Settings:
     batch_size: int = 32
     lr: float = 1e-2
     act_lr: float = 0.0
+    scale_lr: float = 0.0
+    hardening: float = 0.0
     drop_prob: float = 0.0
     regularization: float = 1e-2
     warmup: float = 0.2
@@ -73,7 +86,7 @@ class Settings:
         for name in ('iters', 'batch_size'):
             value = getattr(self, name)
             _check(name, value, type(value) is int and value >= 1, 'an int >= 1')
-        for name, highest in (('lr', math.inf), ('act_lr', 1), ('regularization', math.inf), ('lr_end', 1)):
+        for name, highest in (('lr', math.inf), ('act_lr', 1), ('scale_lr', 1), ('hardening', math.inf), ('regularization', math.inf), ('lr_end', 1)):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and 0 <= value <= highest, f'a number from 0 to {highest}')
         for name in ('drop_prob', 'warmup'):
@@ -108,6 +121,8 @@ class Settings:
             self.act_lr * fall,
             self.regularization if done > self.warmup else 0.0,
             start + (end - start) * annealed,
+            min(1.0, self.hardening * annealed),
+            self.scale_lr * fall,
         )
 
 
