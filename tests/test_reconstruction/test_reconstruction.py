@@ -176,7 +176,7 @@ def test_scales_of_weights_are_learned_where_asked_for(tmp_path):
     model = calibrated()
     scales = [quantizer.scale.clone() for _, quantizer in model.weight_quantizers()]
 
-    reports = reconstruct(model, tmp_path, 'QDrop', iters=200, scale_lr=1e-2).reports
+    reports = reconstruct(model, tmp_path, 'QDrop', iters=200, scale_lr=1e-3).reports
 
     kept = tuple(report.unit for report in reports if report.kept)
     assert len(kept) >= 3
