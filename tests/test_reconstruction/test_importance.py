@@ -31,6 +31,9 @@ class Classifier(nn.Module):
             return {'loss': nn.functional.cross_entropy(logits, data_samples)}
         return logits
 
+    def predict(self, inputs, data_samples=None):
+        return self(inputs)
+
 
 class Labelled(GeneralQuant):
     """Batches are images with labels."""
