@@ -15,7 +15,8 @@ from torch import nn
 from mmrazor_quant.codebases import build_examples, has_modes
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
-from mmrazor_quant.graph.layers import BATCH_NORM_TYPES, folded_weight
+from mmrazor_quant.graph.channel_clip import follow_state_dict
+from mmrazor_quant.graph.layers import BATCH_NORM_TYPES
 from mmrazor_quant.observers import RangeObserver
 from mmrazor_quant.registry import MODELS
 from mmrazor_quant.tracing.report import CaptureReport
@@ -89,6 +90,7 @@ class GeneralQuant(BaseModel):
         self.register_buffer('quant_calibrated', torch.zeros(1, dtype=torch.uint8))
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
+        self.register_load_state_dict_pre_hook(_follow)
         self.register_load_state_dict_post_hook(_forgive_float_checkpoint)
         self.set_quant_state(False, False, False, False)
         print_log(f'Quantized model:\n{self.capture_report().table()}', logger='current')
@@ -181,14 +183,8 @@ class GeneralQuant(BaseModel):
         for site in self.inserted.weights:
             quantizer = self.architecture.get_submodule(site.quantizer)
             self._reset(site.quantizer, quantizer)
-            _observer(quantizer)(self._weight(site.layer, site.norm, site.weight))
+            _observer(quantizer)(site.value(self.architecture))
             _compute(site.quantizer, quantizer)
-
-    def _weight(self, layer: str, norm: str | None, weight: str) -> torch.Tensor:
-        module = self.architecture.get_submodule(layer)
-        if norm is not None:
-            return folded_weight(module, self.architecture.get_submodule(norm))
-        return getattr(module, weight.rpartition('.')[2])
 
     def compute_act_qparams(self) -> None:
         """Computes the qparams of all activations from what their observers saw.
@@ -335,6 +331,11 @@ def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
     for key in [k for k in state_dict if k.startswith(prefix) and k not in own]:
         if not key.startswith(own_children):
             state_dict[prefix + _PREFIX + key[len(prefix) :]] = state_dict.pop(key)
+
+
+def _follow(module: GeneralQuant, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Has the architecture the modules that the checkpoint, named as the architecture's by now, has entries for."""
+    follow_state_dict(module.architecture, state_dict, prefix + _PREFIX)
 
 
 def _forgive_float_checkpoint(module: GeneralQuant, incompatible: Any) -> None:

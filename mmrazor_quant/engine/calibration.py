@@ -21,7 +21,14 @@ LOG_INTERVAL = 10
 """Batches between two lines of progress."""
 
 
-def calibrate(model: QuantModel, batches: Iterable, steps: int, field: str, weights_quantized: bool = False) -> None:
+def calibrate(
+    model: QuantModel,
+    batches: Iterable,
+    steps: int,
+    field: str,
+    weights_quantized: bool = False,
+    after_weights: Callable[[], None] | None = None,
+) -> None:
     """Set the qparams of all weights from the weights, and those of all activations from data.
 
     The activations observed are float ones, so that the range of one does not depend on the quantization error of
@@ -34,6 +41,7 @@ def calibrate(model: QuantModel, batches: Iterable, steps: int, field: str, weig
         steps: Number of batches to use, at most.
         field: Config field of the data, for the errors.
         weights_quantized: Observe activations behind quantized weights instead of float ones.
+        after_weights: Called when the qparams of the weights are set, before activations are observed.
 
     Raises:
         ValueError: If there are no data, or a quantizer saw none or saw NaN or Inf.
@@ -41,6 +49,8 @@ def calibrate(model: QuantModel, batches: Iterable, steps: int, field: str, weig
     model.eval()
     model.reset_observers()
     model.observe_weights()
+    if after_weights is not None:
+        after_weights()
     model.set_quant_state(
         weight_observer=False, weight_fake_quant=weights_quantized, act_observer=True, act_fake_quant=False
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmrazor_quant import ops
 from mmrazor_quant.compat import FakeQuantizeBase
-from mmrazor_quant.observers import MinMaxObserver, RangeObserver
+from mmrazor_quant.observers import ExtremesObserver, MinMaxObserver, RangeObserver
 from mmrazor_quant.registry import MODELS
 
 Call = Callable[..., Any]
@@ -119,6 +119,28 @@ class FakeQuantize(FakeQuantizeBase):
             return weight
         return ops.fake_quantize_folded(weight, *qparams, factor, self.quant_min, self.quant_max, ch_axis)
 
+    def quantization(self, x: Tensor) -> ops.Quantization | None:
+        """Say in numbers what the forward does to an activation, for operations that quantize their own result.
+
+        Args:
+            x: Tensor of the activation's shape.
+
+        Returns:
+            The numbers; None where the forward does something else, or more, now.
+        """
+        if type(self).forward is not FakeQuantize.forward or not self._quantizing:
+            return None
+        if self._observing and not isinstance(self.activation_post_process, ExtremesObserver):
+            return None
+        observe = self._observe_extremes if self._observing else None
+        return ops.Quantization(self.scale, self.zero_point, self.quant_min, self.quant_max, from_range=observe)
+
+    def _observe_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        self.activation_post_process.observe_extremes(low, high)
+        qparams = self._running_qparams()
+        self._set_qparams(*qparams)
+        return qparams
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Give the scale and zero point that the observer's statistics call for, without using them."""
         return self.activation_post_process.calculate_qparams()
@@ -130,6 +152,16 @@ class FakeQuantize(FakeQuantizeBase):
             ValueError: The observer saw no data, or NaN or infinite ones.
         """
         self._set_qparams(*self.calculate_qparams())
+
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Set scale and zero point, or the parameters they follow from, whatever the observer saw.
+
+        Args:
+            scale: float32, shape [C].
+            zero_point: Integers, shape [C].
+        """
+        with torch.no_grad():
+            self._set_qparams(scale, zero_point)
 
     def scale_in_use(self) -> Tensor:
         """Give the scale that the forward uses, without gradient, shape [C]."""

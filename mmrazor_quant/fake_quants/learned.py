@@ -107,6 +107,10 @@ class LearnedFakeQuantize(FakeQuantize):
         """Whether :meth:`folded` is what the forward does; a subclass that has the method says so."""
         return False
 
+    def quantization(self, x: Tensor) -> ops.Quantization | None:
+        """Say in numbers what the forward does; a subclass that has such numbers says so."""
+        return None
+
     @torch.no_grad()
     def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         if scale.shape != self.scale.shape:

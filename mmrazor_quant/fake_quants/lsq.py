@@ -64,8 +64,20 @@ class LSQFakeQuantize(LearnedFakeQuantize):
     @property
     def can_fold(self) -> bool:
         """Whether :meth:`folded` is what the forward does: not where a subclass quantizes in a way of its own."""
+        return self._is_plain
+
+    @property
+    def _is_plain(self) -> bool:
         kind = type(self)
         return kind.forward is LearnedFakeQuantize.forward and kind.quantize is LSQFakeQuantize.quantize
+
+    def quantization(self, x: Tensor) -> ops.Quantization | None:
+        """Say in numbers what the forward does to an activation; see the base class."""
+        if not (self._is_plain and self._quantizing) or self._needs_observation:
+            return None
+        return ops.Quantization(
+            self.scale, self.zero_point, self.quant_min, self.quant_max, self.grad_factor(x), self.is_pot_scale
+        )
 
     def folded(self, weight: Tensor, factor: Tensor, ch_axis: int) -> Tensor:
         """Fake-quantize the product of weight and factor, and divide by the factor again; see the base class."""

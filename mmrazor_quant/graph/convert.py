@@ -16,12 +16,9 @@ from torch.nn.utils import parametrize
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.fake_quants import DoReFaFakeQuantize, FakeQuantize
 
-from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias, rounded_bias
-from .layers import WEIGHT_QUANTIZER, folded_bias, folded_weight, quantized_layer, quantized_layer_norm
-
-_MODULES_READ = {quantized_layer: 1, quantized_layer_norm: 2, quantized_layer_batch_norm: 2}
-"""The calls of layers with quantized weights, and how many of their first arguments are modules."""
+from .calls import MODULES_READ
+from .layers import WEIGHT_QUANTIZER, folded_bias, folded_weight
 
 
 @dataclass
@@ -64,7 +61,7 @@ def convert_graph(graph: fx.Graph, root: nn.Module, baked: dict[str, str]) -> fx
     """
     graph = copy.deepcopy(graph)
     for node in list(graph.nodes):
-        if node.op == 'call_function' and node.target in _MODULES_READ:
+        if node.op == 'call_function' and node.target in MODULES_READ:
             _plain_call(graph, node)
         elif node.op == 'call_function' and node.target is quantized_bias:
             _explicit_bias(graph, node)
@@ -84,7 +81,7 @@ def _is_quantizer(node: Node, root: nn.Module) -> bool:
 def _plain_call(graph: fx.Graph, node: Node) -> None:
     kwargs = {name: value for name, value in node.kwargs.items() if name != 'bias_input'}
     with graph.inserting_before(node):
-        new = graph.call_module(node.args[0].target, tuple(node.args[_MODULES_READ[node.target] :]), kwargs)
+        new = graph.call_module(node.args[0].target, tuple(node.args[MODULES_READ[node.target] :]), kwargs)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
@@ -211,9 +208,9 @@ def _layer_calls(graphs: list[fx.Graph]) -> dict[str, _LayerCalls]:
         for node in graph.nodes:
             if node.op == 'get_attr':
                 read.add(node.target)
-            if node.op != 'call_function' or node.target not in _MODULES_READ:
+            if node.op != 'call_function' or node.target not in MODULES_READ:
                 continue
-            norm = node.args[1].target if _MODULES_READ[node.target] == 2 else None
+            norm = node.args[1].target if MODULES_READ[node.target] == 2 else None
             source = node.kwargs.get('bias_input')
             found = calls.setdefault(node.args[0].target, _LayerCalls(norm, set()))
             found.bias_inputs.add(None if source is None else source.target)

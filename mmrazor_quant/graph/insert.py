@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias
-from .layers import WEIGHT_QUANTIZER, channel_axis, quantized_layer, quantized_layer_norm
+from .layers import WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
 from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
 
@@ -30,6 +30,17 @@ class WeightSite:
     weight: str
     layer: str
     norm: str | None = None
+
+    def value(self, model: nn.Module) -> Tensor:
+        """Returns the weight as it is quantized: with the batch norm folded in.
+
+        Args:
+            model: the model that the paths start at.
+        """
+        layer = model.get_submodule(self.layer)
+        if self.norm is not None:
+            return folded_weight(layer, model.get_submodule(self.norm))
+        return getattr(layer, self.weight.rpartition('.')[2])
 
 
 @dataclass

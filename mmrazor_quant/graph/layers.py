@@ -22,7 +22,8 @@ _CONV_TRANSPOSE = {
     nn.ConvTranspose3d: F.conv_transpose3d,
 }
 
-_PLAIN_FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_CONV_TRANSPOSE))
+PLAIN_FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_CONV_TRANSPOSE))
+"""The forwards of torch's own layers."""
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -81,7 +82,7 @@ def is_linear_in_weight(layer: nn.Module) -> bool:
     Args:
         layer: convolution (transposed or not) or linear layer.
     """
-    if type(layer).forward in _PLAIN_FORWARDS:
+    if type(layer).forward in PLAIN_FORWARDS:
         return True
     layer = copy.deepcopy(layer)
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -90,7 +91,7 @@ def is_linear_in_weight(layer: nn.Module) -> bool:
         layer.bias = nn.Parameter(torch.zeros_like(factor))
     try:
         with torch.no_grad():
-            x = _small_input(layer)
+            x = small_input(layer)
             expected = layer(x).movedim(1, -1) * factor + factor
             scaled = call_layer(layer, x, layer.weight * per_channel(factor, layer), (layer.bias + 1) * factor)
     except Exception:  # whatever the subclass asks of its input: it is not folded
@@ -98,7 +99,8 @@ def is_linear_in_weight(layer: nn.Module) -> bool:
     return torch.allclose(scaled.movedim(1, -1), expected, rtol=1e-3, atol=1e-4)
 
 
-def _small_input(layer: nn.Module) -> Tensor:
+def small_input(layer: nn.Module) -> Tensor:
+    """Returns an input of the smallest size that a layer, without padding, has a few outputs for."""
     like = dict(dtype=layer.weight.dtype, device=layer.weight.device)
     if isinstance(layer, nn.Linear):
         return torch.linspace(-1, 1, 2 * layer.in_features, **like).reshape(2, -1)
@@ -173,10 +175,10 @@ def quantized_layer_norm(
         weight = quantizer(folded_weight(layer, norm))
         bias = quantized_bias(folded_bias(layer, norm), bias_input, quantizer)
         return call_layer(layer, x, weight, bias, *args, **kwargs)
-    return norm(call_layer(layer, x, _unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
+    return norm(call_layer(layer, x, unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
 
 
-def _unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
+def unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
     """Returns the layer's weight, folded, quantized, and divided by what folding multiplied it with."""
     quantizer = layer.weight_fake_quant
     if getattr(quantizer, 'can_fold', False):

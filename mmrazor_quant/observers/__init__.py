@@ -4,6 +4,7 @@ from .base import RangeObserver
 from .ema_min_max import EMAMinMaxObserver
 from .ema_mse import EMAMSEObserver
 from .ema_percentile import EMAPercentileObserver
+from .extremes import ExtremesObserver
 from .fixed_range import FixedRangeObserver
 from .histogram_observer import HistogramObserver
 from .lsq import LSQObserver
@@ -16,6 +17,7 @@ __all__ = [
     'EMAMSEObserver',
     'EMAMinMaxObserver',
     'EMAPercentileObserver',
+    'ExtremesObserver',
     'FixedRangeObserver',
     'HistogramObserver',
     'LSQObserver',

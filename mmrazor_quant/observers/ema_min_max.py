@@ -7,7 +7,7 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
-from .min_max import extremes
+from .extremes import ExtremesObserver
 
 
 class EMARangeObserver(RangeObserver):
@@ -64,9 +64,9 @@ class EMARangeObserver(RangeObserver):
 
 
 @MODELS.register_module()
-class EMAMinMaxObserver(EMARangeObserver):
+class EMAMinMaxObserver(ExtremesObserver, EMARangeObserver):
     """Exponential moving average of the batches' minima and maxima, per tensor or per channel."""
 
-    def update(self, x: Tensor) -> None:
-        """Average in the extremes of ``x``."""
-        self.average(*self.joint_extremes(*extremes(x, self.ch_axis)))
+    def update_extremes(self, low: Tensor, high: Tensor) -> None:
+        """Average these in."""
+        self.average(low, high)

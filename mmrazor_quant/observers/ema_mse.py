@@ -9,8 +9,8 @@ from mmrazor_quant.registry import MODELS
 
 from .ema_min_max import EMARangeObserver
 from .error_search import best_for_histogram, best_for_values
+from .extremes import extremes
 from .histogram_base import HistogramBase, require_at_least, unless_bad
-from .min_max import extremes
 
 
 @MODELS.register_module()

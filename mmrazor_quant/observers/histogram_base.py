@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .base import RangeObserver
+from .extremes import extremes
 from .histogram import block_extremes, count_values, estimate_counts, rebin, sample_stride
-from .min_max import extremes
 
 
 class HistogramBase(RangeObserver):

@@ -8,8 +8,8 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
+from .extremes import extremes
 from .histogram import exact_dtype
-from .min_max import extremes
 
 
 @MODELS.register_module()

@@ -8,8 +8,8 @@ from torch import Tensor
 from mmrazor_quant.registry import MODELS
 
 from .error_search import best_for_histogram, best_for_values
+from .extremes import extremes
 from .histogram_base import HistogramBase, require_at_least, unless_bad
-from .min_max import extremes
 
 
 @MODELS.register_module()

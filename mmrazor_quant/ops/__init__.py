@@ -12,11 +12,14 @@ from .learned import (
     fake_quantize_soft,
     unused,
 )
+from .normalized import BatchNorm, Quantization, fake_quantize_normalized
 from .qparams import MIN_SCALE, effective_scale, qparams_from_range, round_to_power_of_two
 from .reference import dequantize, integer_dtype, quantize, shift
 
 __all__ = [
+    'BatchNorm',
     'MIN_SCALE',
+    'Quantization',
     'SHARES',
     'dequantize',
     'dynamic_qparams',
@@ -27,6 +30,7 @@ __all__ = [
     'fake_quantize_dropped',
     'fake_quantize_folded',
     'fake_quantize_learned',
+    'fake_quantize_normalized',
     'fake_quantize_offset',
     'fake_quantize_soft',
     'immediate_mode',

@@ -13,8 +13,11 @@ from torch import Tensor
 from .layout import flat_view, is_dense, is_plain
 from .reference import Grid
 
-CHUNK = 2**16
+CHUNK = 2**18
 """Elements of a piece (measured on CPU)."""
+
+MIN_NUMEL = 2**16
+"""Smaller tensors stay in the cache as a whole."""
 
 
 def usable(values: list[Tensor], grid: Grid) -> bool:
@@ -25,10 +28,10 @@ def usable(values: list[Tensor], grid: Grid) -> bool:
         grid: Scale and bounds.
 
     Returns:
-        True for one value of scale, more elements than a piece, and tensors that lie in memory in the same order.
+        True for one value of scale, large tensors, and tensors that lie in memory in the same order.
     """
     x = values[0]
-    if grid.scale.numel() != 1 or x.numel() <= CHUNK or x.device.type != 'cpu':
+    if grid.scale.numel() != 1 or x.numel() <= MIN_NUMEL or x.device.type != 'cpu':
         return False
     return all(is_plain(v) and v.stride() == x.stride() for v in values) and is_dense(x)
 
@@ -37,42 +40,46 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(flat_view(t).split(CHUNK) for t in tensors))
 
 
-def _work(x: Tensor, target: Tensor, low: Tensor) -> Tensor:
-    """Give memory to compute in: that of the result, where it has the type to compute in."""
-    return target if target.dtype == low.dtype == x.dtype else torch.empty_like(x, dtype=low.dtype)
+class _Bounds:
+    """The bounds as Python numbers, with the zero point taken off: quicker than tensors of one element."""
+
+    def __init__(self, grid: Grid) -> None:
+        zero_point = grid.shift.item()
+        self.low, self.high = grid.low.item() - zero_point, grid.high.item() - zero_point
 
 
-def _numbers(grid: Grid) -> tuple[Tensor, ...]:
-    return tuple(p.reshape(()) for p in grid)
+def _work(x: Tensor, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """Give memory for pieces, each piece's in turn: fresh memory would cost as much as what is computed in it."""
+    return [torch.empty(min(CHUNK, x.numel()), dtype=dtype, device=x.device) for _ in range(count)]
 
 
-def _round(u: Tensor, zero_point: Tensor, out: Tensor | None = None) -> Tensor:
-    """Round to the grid; a zero point of zero, which on a CPU costs nothing to look at, is not added."""
-    q = torch.round(u, out=out)
-    return q.add_(zero_point) if zero_point else q
+def _fitting(work: list[Tensor], piece: Tensor) -> list[Tensor]:
+    return work if not work or len(piece) == len(work[0]) else [w[: len(piece)] for w in work]
 
 
 def forward(x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.forward_formula` for one scale."""
-    result = torch.empty_like(x)
-    scale, inverse, zero_point, low, high = _numbers(grid)
+    result, dtype, bounds = torch.empty_like(x), grid.low.dtype, _Bounds(grid)
+    scale, inverse = grid.scale.reshape(()), grid.inverse.reshape(())
+    in_place = dtype == x.dtype
+    work = [] if in_place else _work(x, dtype, 1)
     for source, target in _pieces(x, result):
-        q = torch.mul(source.to(low.dtype), inverse, out=_work(source, target, low))
-        q = _round(q, zero_point, out=q).clamp_(low, high)
-        q = (q.sub_(zero_point) if zero_point else q).mul_(scale)
-        if q is not target:
+        q = target if in_place else _fitting(work, source)[0]
+        torch.mul(source.to(dtype), inverse, out=q).round_().clamp_(bounds.low, bounds.high).mul_(scale)
+        if not in_place:
             target.copy_(q)
     return result
 
 
 def backward(grad: Tensor, x: Tensor, grid: Grid) -> Tensor:
     """Compute :func:`.reference.backward_formula` for one scale."""
-    result = torch.empty_like(grad)
-    _, inverse, zero_point, low, high = _numbers(grid)
+    result, dtype, bounds = torch.empty_like(grad), grid.low.dtype, _Bounds(grid)
+    inverse, work = grid.inverse.reshape(()), _work(x, dtype, 2)
     for g, v, target in _pieces(grad, x, result):
-        q = torch.mul(v.to(low.dtype), inverse)
-        q = _round(q, zero_point, out=q)
-        torch.mul(g, q.eq_(q.clamp(low, high)), out=target)
+        q, d = _fitting(work, v)
+        torch.mul(v.to(dtype), inverse, out=q).round_()
+        torch.clamp(q, bounds.low, bounds.high, out=d)
+        torch.mul(g, q.eq_(d), out=target)
     return result
 
 
@@ -82,16 +89,20 @@ def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         Gradient of ``x``; and that of the scale, shape [1].
     """
-    result = torch.empty_like(grad)
-    _, inverse, zero_point, low, high = _numbers(grid)
-    nothing, total = low.new_zeros(()), low.new_zeros(())
+    result, dtype, bounds = torch.empty_like(grad), grid.low.dtype, _Bounds(grid)
+    inverse, work, terms = grid.inverse.reshape(()), _work(x, dtype, 3), []
     for g, v, target in _pieces(grad, x, result):
-        u = torch.mul(v.to(low.dtype), inverse)
-        q = _round(u, zero_point)
-        d = q.clamp(low, high)
-        inside = torch.eq(q, d)
-        torch.mul(g, inside, out=target)
-        d = d.sub_(zero_point) if zero_point else d
+        u, q, d = _fitting(work, v)
+        torch.mul(v.to(dtype), inverse, out=u)
+        torch.round(u, out=q)
+        torch.clamp(q, bounds.low, bounds.high, out=d)
+        _keep_between(u, q, bounds.low - 1, bounds.high + 1, out=u)
+        torch.mul(g, q.eq_(d), out=target)
         # Not the difference of two sums: at many bits each is large, and their difference small.
-        total += torch.dot(g.to(low.dtype), d.sub_(torch.where(inside, u, nothing, out=q)))
-    return result, total.reshape(1)
+        terms.append(torch.dot(g.to(dtype), d.sub_(u)))
+    return result, torch.stack(terms).sum().reshape(1)
+
+
+def _keep_between(x: Tensor, q: Tensor, low: float, high: float, out: Tensor) -> Tensor:
+    """Copy ``x`` where ``q`` is strictly between two numbers, and 0 elsewhere: in one operation, unlike ``where``."""
+    return torch.ops.aten.hardtanh_backward.grad_input(x, q, low, high, grad_input=out)

@@ -43,20 +43,22 @@ class _Switch:
         on: Whether at all.
         patience: A function is compiled once it has done this much work in eager: elements times operations. At less
             than a nanosecond each that is around a second, which is what compiling takes at the very least.
-        done: The work done in eager per function.
+        done: The work done in eager, by name of the function. Sums are not the same to the last bit in eager and
+            compiled: a process that goes on where another one stopped has to be given what that one had done.
     """
 
     def __init__(self) -> None:
         self.on = os.environ.get(EAGER_VARIABLE, '0').lower() in ('', '0', 'false', 'off')
         self.patience = 2**30
-        self.done: dict[Callable, int] = {}
+        self.done: dict[str, int] = {}
 
     def is_due(self, function: Callable, work: int) -> bool:
         """Note some work for a function; tell whether compiling it has become worthwhile."""
-        done = self.done.get(function, 0)
+        name = f'{function.__module__}.{function.__qualname__}'
+        done = self.done.get(name, 0)
         if done >= self.patience:
             return True
-        self.done[function] = done + work
+        self.done[name] = done + work
         return False
 
 
@@ -78,20 +80,32 @@ def usable(x: Tensor, min_numel: int) -> bool:
 
 
 def run(function: Callable[..., Any], shapes: Shapes, work: int, *tensors: Tensor) -> Any:
-    """Call the compiled version of a function. Gradient mode has to be off.
+    """Call the compiled version of a function once that has become worthwhile. Gradient mode has to be off.
 
     Args:
-        function: Function of tensors that lives on, without control flow that depends on their sizes.
-        shapes: Example shape of each tensor. Equal numbers in it say that sizes are always equal, 1 that a size is
-            always 1, and any other number that it varies; the compiler takes it for a typical size.
+        function: See :func:`call`.
+        shapes: See :func:`call`.
         work: What this call costs in eager: elements times operations.
         *tensors: The arguments.
 
     Returns:
         Its result; None if there is no compiled code, not on this machine or not yet: to be done in eager.
     """
-    if not switch.is_due(function, work):
-        return None
+    return call(function, shapes, *tensors) if switch.is_due(function, work) else None
+
+
+def call(function: Callable[..., Any], shapes: Shapes, *tensors: Tensor) -> Any:
+    """Call the compiled version of a function, which is compiled now if need be. Gradient mode has to be off.
+
+    Args:
+        function: Function of tensors that lives on, without control flow that depends on their sizes.
+        shapes: Example shape of each tensor. Equal numbers in it say that sizes are always equal, 1 that a size is
+            always 1, and any other number that it varies; the compiler takes it for a typical size.
+        *tensors: The arguments.
+
+    Returns:
+        Its result; None if compiling does not work on this machine.
+    """
     try:
         kinds = tuple([(t.dtype, t.device.type) for t in tensors])
         return _compile(function, shapes, kinds, torch.get_num_threads())(*tensors)

@@ -42,6 +42,8 @@ def _function(formula: Callable, values: int, layout: str, has_terms: bool) -> C
         result = formula(*tensors[:values], *(broadcast(p) for p in tensors[values:]))
         return (result[0], *(total(term) for term in result[1])) if has_terms else result
 
+    function.__module__ = formula.__module__
+    function.__qualname__ = f'{formula.__qualname__}[{values}, {layout}, {has_terms}]'
     return function
 
 

@@ -19,6 +19,7 @@ from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert
 from mmrazor_quant.graph.decompose import decompose_attention
 from mmrazor_quant.graph.fold import find_foldable, fold
 from mmrazor_quant.graph.insert import Inserted, MakeQuantizer, Plan, insert
+from mmrazor_quant.graph.lower import lower
 from mmrazor_quant.graph.multihead import decompose_multihead
 from mmrazor_quant.graph.sites import Site, find_sites
 from mmrazor_quant.observers import RangeObserver
@@ -110,7 +111,8 @@ class CustomQuantizer:
                 functools.partial(
                     _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),
                     inserted=inserted, plan=plan,
-                )
+                ),
+                functools.partial(lower, root=module),
             )  # fmt: skip
             island.recapture = functools.partial(self._recapture, plan)
             island.install(module)

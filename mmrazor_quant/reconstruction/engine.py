@@ -18,7 +18,6 @@ from mmrazor_quant import ops
 from mmrazor_quant.engine.randomness import seed_from
 from mmrazor_quant.fake_quants import AdaRoundFakeQuantize, LearnedFakeQuantize
 from mmrazor_quant.graph.insert import WeightSite
-from mmrazor_quant.graph.layers import folded_weight
 from mmrazor_quant.tracing.island import islands_of
 
 from .cache import ActivationCache
@@ -170,14 +169,7 @@ class Engine:
         quantizer = self.architecture.get_submodule(site.quantizer)
         if isinstance(quantizer, AdaRoundFakeQuantize) and id(quantizer) not in seen:
             seen.add(id(quantizer))
-            task.weights[site.quantizer] = Weight(quantizer, self._value(site))
-
-    @torch.no_grad()
-    def _value(self, site: WeightSite) -> Tensor:
-        layer = self.architecture.get_submodule(site.layer)
-        if site.norm is not None:
-            return folded_weight(layer, self.architecture.get_submodule(site.norm)).detach()
-        return getattr(layer, site.weight.rpartition('.')[2]).detach()
+            task.weights[site.quantizer] = Weight(quantizer, site.value(self.architecture).detach())
 
     def _add_quantizer(self, task: Task, path: str, seen: set[int]) -> None:
         quantizer = self.architecture.get_submodule(path)

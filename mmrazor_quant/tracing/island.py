@@ -23,6 +23,9 @@ MAX_PREPARED, MAX_LATER = 8, 64
 Recapture = Callable[[nn.Module, tuple, 'dict[str, Any]', 'frozenset[int]'], fx.Graph]
 """``recapture(module, args, kwargs, dynamic)``: the graph for a call, in the module's present training mode."""
 
+Lower = Callable[[fx.Graph], fx.Graph]
+"""Makes of a graph the one to run; changes nothing of what is computed."""
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -61,11 +64,13 @@ class Capture:
         graph: the graph.
         sizes: what :func:`sizes_of` says of the call that was captured, and of others that passed the guards.
         exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows.
+        lower: makes the graph that is run; None: it is the graph itself.
     """
 
     graph: fx.Graph
     sizes: set[tuple] = field(default_factory=set)
     exact: bool = False
+    lower: Lower | None = None
     function: Callable | None = None
     guarded: bool = False
 
@@ -74,7 +79,7 @@ class Capture:
 
     def compile(self) -> None:
         """Generates the function that runs the graph."""
-        self.function = compile_graph(self.graph)
+        self.function = compile_graph(self.graph if self.lower is None else self.lower(self.graph))
         self.guarded = has_guards(self.graph)
 
     def holds_for(self, module: nn.Module, inputs: list[Any]) -> bool:
@@ -115,12 +120,14 @@ class Island:
         variants: one for every way the module is called.
         resized: whether equality was also seen at a second input size (None: the model takes one size only).
         recapture: makes the graph for a call that no capture holds for.
+        lower: makes of each graph the one to run; None: the graph itself.
     """
 
     path: str
     variants: list[Variant]
     resized: bool | None = None
     recapture: Recapture | None = None
+    lower: Lower | None = None
     _warned: bool = False
     _refused: set[tuple] = field(default_factory=set)
 
@@ -149,16 +156,22 @@ class Island:
         # Graphs name submodules by path and are replaced, never edited, once compiled: copies of a model share them.
         variants = []
         for variant in self.variants:
-            copies = {id(c): Capture(c.graph, set(c.sizes), c.exact) for c in variant.unique()}
+            copies = {id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower) for c in variant.unique()}
             captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
             variants.append(Variant(variant.signature, captures))
-        return Island(self.path, variants, self.resized, self.recapture)
+        return Island(self.path, variants, self.resized, self.recapture, self.lower)
 
-    def map_graphs(self, transform: Callable[[fx.Graph], fx.Graph]) -> None:
-        """Replaces every graph by ``transform(graph)``, which must leave its argument as it is."""
+    def map_graphs(self, transform: Callable[[fx.Graph], fx.Graph], lower: Lower | None = None) -> None:
+        """Replaces every graph.
+
+        Args:
+            transform: makes the new graph; must leave its argument as it is.
+            lower: makes of the new graphs, and of those captured later, the ones to run; None: nothing.
+        """
+        self.lower = lower
         for variant in self.variants:
             for capture in variant.unique():
-                capture.graph = transform(capture.graph)
+                capture.graph, capture.lower = transform(capture.graph), lower
                 capture.compile()
 
     def run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -192,7 +205,7 @@ class Island:
             self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
             return None
         exact = variant is None or any(c.exact for c in variant.unique())
-        capture = Capture(graph, {sizes}, exact)
+        capture = Capture(graph, {sizes}, exact, self.lower)
         if variant is None:
             variant = Variant(signature, {})
             self.variants.append(variant)

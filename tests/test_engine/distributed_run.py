@@ -15,11 +15,14 @@ from mmrazor_quant.engine.launch import leave_process_group
 WRAPPER = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
 
 
-def run(folder: Path, name: str, **changes) -> None:
-    """Run QAT and, with its last checkpoint removed, PTQ; each rank saves what it ends with."""
+STEPS = [{'type': f'mmrazor.{name}'} for name in ('CrossLayerEqualization', 'WeightRangeMSE', 'BiasCorrection')]
+
+
+def run(folder: Path, name: str, task: str = 'train', **changes) -> None:
+    """Run QAT or PTQ; each rank saves what it ends with."""
     cfg = config(folder / name, launcher='pytorch', model_wrapper_cfg=WRAPPER, **changes)
     runner = Runner.from_cfg(cfg)
-    (runner.test if name == 'ptq' else runner.train)()
+    getattr(runner, task)()
     torch.save(runner.model.module.state_dict(), folder / f'{name}_{dist.get_rank()}.pth')
 
 
@@ -27,7 +30,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     dist.init_process_group('gloo')
     torch.set_num_threads(1)
-    run(folder, 'ptq')
+    run(folder, 'ptq', 'test')
+    run(folder, 'steps', 'test', test_cfg__extra_steps=STEPS, model__quantizer__qconfig={'w_qscheme': {'bit': 3}})
     run(folder, 'qat', train_cfg__max_epochs=3)
     run(folder, 'resumed', train_cfg__max_epochs=3, load_from=str(folder / 'qat' / 'epoch_2.pth'), resume=True)
     leave_process_group()

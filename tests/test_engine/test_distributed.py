@@ -33,7 +33,9 @@ def assert_same(one: dict, other: dict, ignore: str = 'observer_enabled') -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, saved', [('ptq', 'ptq/quantized.pth'), ('qat', 'qat/epoch_3.pth')])
+@pytest.mark.parametrize(
+    'name, saved', [('ptq', 'ptq/quantized.pth'), ('steps', 'steps/quantized.pth'), ('qat', 'qat/epoch_3.pth')]
+)
 def test_ranks_agree_with_each_other_and_with_the_checkpoint(folder, name, saved):
     ranks = [torch.load(folder / f'{name}_{rank}.pth', weights_only=True) for rank in range(2)]
     checkpoint = torch.load(folder / saved, weights_only=True)['state_dict']

@@ -1,21 +1,48 @@
-"""What the launch scripts hand over. (What several processes compute is tested in test_engine/test_joint_batch.py.)"""
+"""The launch scripts run the tools on several processes, and hand over what they are given."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+TOY_FOLDER = ROOT / 'tests' / 'test_engine'
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, 'PYTHON': sys.executable}
+    paths = os.pathsep.join(filter(None, [str(ROOT), str(TOY_FOLDER), os.environ.get('PYTHONPATH')]))
+    environment = {**os.environ, 'PYTHONPATH': paths, 'PYTHON': sys.executable, 'PORT': str(free_port())}
+    environment['OMP_NUM_THREADS'] = '1'
     command = [str(ROOT / 'tools' / script), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_train_and_test_on_two_processes(write_config, tmp_path):
+    config = write_config(work_dir=tmp_path / 'work')
+
+    trained = run('dist_train.sh', config, '2', '--cfg-options', 'train_cfg.max_epochs=1')
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
+    assert torch.load(checkpoint, weights_only=True)['state_dict']['quant_calibrated'].item() == 1
+    # 32 images in batches of 8 on each of two processes.
+    assert '[2/2]' in trained.stdout + trained.stderr
+
+    tested = run('dist_test.sh', config, str(checkpoint), '2')
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    assert 'toy/accuracy' in tested.stdout + tested.stderr
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
 from mmrazor_quant.registry import LOOPS, TASK_UTILS
 
 LOG_SECONDS = 10.0
@@ -54,6 +55,9 @@ class PTQLoop(TestLoop):
         reconstruction: Config of a reconstruction of weights and activations after the calibration, on the same batches:
             ``type`` ``mmrazor.AdaRound``, ``mmrazor.BRECQ`` or ``mmrazor.QDrop``, and what differs from its defaults
             (:class:`mmrazor_quant.reconstruction.Settings`). None: none.
+        extra_steps: Configs of further steps (:mod:`mmrazor_quant.ptq_steps`). When each of them runs is its own
+            affair, whatever the order of the list: cross-layer equalization before calibration, ranges of weights
+            within it, before activations are observed, bias correction after it (and after reconstruction).
 
     Example:
         >>> test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)
@@ -71,6 +75,7 @@ class PTQLoop(TestLoop):
         calibrate_seed: int = 0,
         save_as: str = 'quantized.pth',
         reconstruction: dict | None = None,
+        extra_steps: Sequence[dict] | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown('test_cfg', PTQLoop, unknown)
@@ -81,7 +86,8 @@ class PTQLoop(TestLoop):
         self.reconstruction = _build_reconstruction(reconstruction)
         self._calibrate_dataloader = calibrate_dataloader
         self._dataloader_config = dataloader
-        unwrap_quant_model(runner, "test_cfg.type='mmrazor.PTQLoop'")
+        model = unwrap_quant_model(runner, "test_cfg.type='mmrazor.PTQLoop'")
+        self.extra_steps = build_steps(extra_steps, model, 'test_cfg.extra_steps')
         super().__init__(runner, dataloader, evaluator, fp16=fp16)
 
     @property
@@ -102,8 +108,10 @@ class PTQLoop(TestLoop):
         if self.model.is_calibrated:
             self.runner.logger.info('The model is calibrated already: evaluating only')
             return self._evaluate_quantized({})
+        # A step may change what the float model computes.
+        float_metrics = self._evaluate_float() if self.extra_steps.change_float else None
         self.calibrate()
-        float_metrics = self._evaluate_float()
+        float_metrics = self._evaluate_float() if float_metrics is None else float_metrics
         metrics = self._evaluate_quantized(float_metrics)
         self.runner.logger.info(
             'Float and quantized model on the same test data:\n' + comparison_table(float_metrics, metrics)
@@ -118,9 +126,16 @@ class PTQLoop(TestLoop):
         if self.reconstruction is not None and len(batches) > 0:
             # Kept: both go over the same data, and reconstruction does so several times.
             batches = list(islice(batches, self.calibrate_steps))
-        calibrate(self.model, batches, self.calibrate_steps, source, self.calibrate_weights_quantized)
+        context = StepContext(self.model, batches, self.calibrate_steps)
+        self.model.eval()
+        self.extra_steps.run(Stage.BEFORE_CALIBRATION, context)
+        calibrate(
+            self.model, batches, self.calibrate_steps, source, self.calibrate_weights_quantized,
+            lambda: self.extra_steps.run(Stage.AFTER_WEIGHTS, context),
+        )  # fmt: skip
         if self.reconstruction is not None:
             self.reconstruction.run(self.model, batches, self.runner.work_dir)
+        self.extra_steps.run(Stage.AFTER_CALIBRATION, context)
         path = osp.join(self.runner.work_dir, self.save_as)
         save_quantized_checkpoint(self.runner, self.model, path, getattr(self.dataloader.dataset, 'metainfo', None))
         self.runner.logger.info(f'Saved the quantized checkpoint {path}')

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.checkpoint import make_checkpoints_atomic
-from mmrazor_quant.engine.hooks import EMABuffersHook, QuantEvalHook
+from mmrazor_quant.engine.hooks import CompiledWorkHook, EMABuffersHook, QuantEvalHook
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.engine.randomness import (
@@ -47,6 +47,7 @@ class _QATLoop(BaseLoop):
         self._state: QATState | None = None
         self.runner.register_hook(QuantEvalHook(after_val=self._restore_state))
         self.runner.register_hook(EMABuffersHook())
+        self.runner.register_hook(CompiledWorkHook())
         make_checkpoints_atomic(self.runner)
         if isinstance(self.runner.model, DistributedDataParallel):
             # The statistics of batch norms, and of torch's own observers, are those of each rank's data: all go on from

@@ -1,0 +1,81 @@
+"""A layer, the batch norm folded into it, the activation behind and the quantizer of its result, as one operation."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from mmrazor_quant import ops
+from mmrazor_quant.ops import normalized
+
+from .layers import call_layer, is_idle, quantized_layer_norm, unfolded_weight
+
+_NORM_FORWARD = nn.BatchNorm2d.forward
+
+
+def ends_of(act: nn.Module | None) -> tuple[float, float] | None:
+    """Returns the values that an activation clamps to; None if it does anything else.
+
+    Args:
+        act: activation; None: no activation.
+    """
+    if act is None:
+        return -math.inf, math.inf
+    if type(act).forward is nn.ReLU.forward:
+        return 0.0, math.inf
+    if type(act).forward is nn.Hardtanh.forward:
+        return float(act.min_val), float(act.max_val)
+    return None
+
+
+def layer_norm_act(
+    layer: nn.Module, norm: nn.Module, identity: nn.Module | None, act: nn.Module | None, quantizer: nn.Module,
+    has_plain: bool, x: Tensor, other: Tensor | None = None, bias_input: nn.Module | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Runs :func:`.layers.quantized_layer_norm`, adds, activates and fake-quantizes; at once where that is possible.
+
+    Args:
+        layer: layer with a child ``weight_fake_quant``.
+        norm: batch norm behind it.
+        identity: module between norm and addition that does nothing, or None.
+        act: activation that :func:`ends_of` knows, or None.
+        quantizer: fake quantizer of the result.
+        has_plain: whether the result is needed unquantized too.
+        x: activations.
+        other: tensor to add before the activation, or None.
+        bias_input: see :func:`.layers.quantized_layer_norm`.
+
+    Returns:
+        The quantized result, and the unquantized one if it is needed, else None.
+    """
+    # The activation may have been replaced since the graph was made.
+    is_plain = ends_of(act) is not None and not any(map(_has_hooks, (norm, identity, act, quantizer)))
+    if is_plain and _learns(layer, norm):
+        y = call_layer(layer, x, unfolded_weight(layer, norm), layer.bias)
+        quantization = quantizer.quantization(y)
+        if quantization is not None and normalized.usable(y, other, quantization):
+            norm.num_batches_tracked.add_(1)
+            numbers = ops.BatchNorm(
+                norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
+            )
+            return ops.fake_quantize_normalized(y, other, numbers, ends_of(act), quantization, has_plain)
+        y = norm(y)
+    else:
+        y = quantized_layer_norm(layer, norm, x, bias_input=bias_input)
+    y = y if identity is None else identity(y)
+    y = y if other is None else y + other
+    y = y if act is None else act(y)
+    return quantizer(y), y if has_plain else None
+
+
+def _learns(layer: nn.Module, norm: nn.Module) -> bool:
+    """Tells whether the batch norm uses the statistics of its batch, in the way of torch's own."""
+    plain = type(norm).forward is _NORM_FORWARD and norm.affine and norm.momentum is not None
+    return norm.training and plain and not is_idle(layer.weight_fake_quant)
+
+
+def _has_hooks(module: nn.Module | None) -> bool:
+    return module is not None and bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
