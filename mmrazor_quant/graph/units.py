@@ -1,8 +1,8 @@
 """Cutting a graph into the units that are reconstructed one after the other: layers, blocks, stages, or all of it.
 
 Blocks are found by their form, whatever their classes: where a value is read more than once and all paths from it meet
-again, with no other way in, what lies between is one block: residual blocks, inverted residuals, squeeze-and-excitation,
-CSP stages, both halves of a transformer block. Short chains of layers of one module between such blocks are one as well.
+again, with no other way in, what lies between is one block: residual blocks, inverted residuals, CSP stages, both
+halves of a transformer block. Short chains of layers of one module between such blocks are one as well.
 """
 
 from __future__ import annotations
@@ -251,7 +251,8 @@ class _Groups:
             self.merge(_circle({key: before[key] - done for key in before if key not in done}))
 
     def _before(self, key: int) -> set[int]:
-        return {self.group[n] for node in self.members[key] for n in self.roles.sources(node) if n in self.group} - {key}
+        sources = (n for node in self.members[key] for n in self.roles.sources(node))
+        return {self.group[n] for n in sources if n in self.group} - {key}
 
 
 def _circle(before: dict[int, set[int]]) -> list[int]:

@@ -27,7 +27,7 @@ def dropped_formula(
 def dropped_terms(
     grad: Tensor, x: Tensor, kept: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor, low: Tensor, high: Tensor
 ) -> Terms:
-    """Gradients of :func:`dropped_formula`: those of a learned step where ``x`` was quantized, the identity's elsewhere.
+    """Gradients of :func:`dropped_formula`: those of a learned step where ``x`` was quantized, else the identity's.
 
     Args:
         grad: Gradient of the result.

@@ -1,8 +1,9 @@
 """Learned rounding of weights: the soft rounding function, and one step of its optimizer in one walk over memory.
 
 Rounding is learned as in "Up or Down? Adaptive Rounding for Post-Training Quantization" (Nagel et al. 2020): the
-integer of a weight is ``floor(w / s) + z + h(alpha)`` with a rectified sigmoid h in [0, 1] (eq. 23), which a regularizer
-(eq. 24) drives to 0 or 1.
+integer of a weight is ``floor(w / s) + z + h(alpha)`` with a rectified sigmoid h in [0, 1] (eq. 23), which a
+regularizer (eq. 24) drives to 0 or 1. Besides, the weights that the network is run with go from soft to hard rounding:
+the weights not yet rounded adapt to those that are, and nothing is left to round in the end.
 """
 
 from __future__ import annotations

@@ -332,9 +332,7 @@ def _load_states(task: Task, states: dict[str, dict[str, Tensor]]) -> None:
 
 def _alike(one: list[Call], other: list[Call]) -> bool:
     def shapes(calls: list[Call]) -> list[tuple]:
-        return [
-            (c.key, c.kind, [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in c.inputs]) for c in calls
-        ]
+        return [(c.key, c.kind, [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in c.inputs]) for c in calls]
 
     return shapes(one) == shapes(other)
 

@@ -227,4 +227,3 @@ def _mixed(quantized: Any, floating: Any, drops: _Drops) -> Any:
     if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
         return quantized
     return torch.where(drops.like(quantized), floating, quantized)
-

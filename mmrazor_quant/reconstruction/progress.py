@@ -50,9 +50,8 @@ def plan_table(rows: list[tuple[str, int, int, str]]) -> str:
     header = ('', 'unit', 'layers', 'weights', 'outputs of a sample')
     cells = [header, *[(str(i), row[0], str(row[1]), f'{row[2]:,}', row[3]) for i, row in enumerate(rows, 1)]]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return '\n'.join(
-        f'{n:>{widths[0]}}  {u:<{widths[1]}}  {c:>{widths[2]}}  {w:>{widths[3]}}  {s}'.rstrip() for n, u, c, w, s in cells
-    )
+    align = (str.rjust, str.ljust, str.rjust, str.rjust, str.ljust)
+    return '\n'.join('  '.join(a(c, w) for a, c, w in zip(align, row, widths)).rstrip() for row in cells)
 
 
 class Progress:

@@ -86,7 +86,8 @@ class Settings:
         for name in ('iters', 'batch_size'):
             value = getattr(self, name)
             _check(name, value, type(value) is int and value >= 1, 'an int >= 1')
-        for name, highest in (('lr', math.inf), ('act_lr', 1), ('scale_lr', 1), ('hardening', math.inf), ('regularization', math.inf), ('lr_end', 1)):
+        for name in ('lr', 'act_lr', 'scale_lr', 'hardening', 'regularization', 'lr_end'):
+            highest = 1 if name in ('act_lr', 'scale_lr', 'lr_end') else math.inf
             value = getattr(self, name)
             _check(name, value, _is_number(value) and 0 <= value <= highest, f'a number from 0 to {highest}')
         for name in ('drop_prob', 'warmup'):

@@ -56,7 +56,7 @@ class Stream:
             counts[path] += 1
             return island.run(module, args, kwargs)
 
-        self._run({path: count for path in self.islands}, self.batches[0])
+        self._run(dict.fromkeys(self.islands, count), self.batches[0])
         return dict(counts)
 
     def calls(self, path: str, count: int) -> list[Call]:
@@ -88,7 +88,7 @@ class Stream:
                 known = self._outputs[path].get(key)
                 return island.run(module, args, kwargs) if known is None else known()
 
-            self._run({path: collect, **{done: replay for done in self._outputs}}, batch)
+            self._run({path: collect, **dict.fromkeys(self._outputs, replay)}, batch)
         return found
 
     def _call(self, island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any], key: tuple[int, int]):

@@ -51,7 +51,8 @@ def data() -> list:
 
 def labelled() -> Labelled:
     torch.manual_seed(0)
-    model = Labelled(trained(Classifier()), dict(type='mmrazor.CustomQuantizer', qconfig=qconfig()), input_shape=(3, 8, 8))
+    quantizer = dict(type='mmrazor.CustomQuantizer', qconfig=qconfig())
+    model = Labelled(trained(Classifier()), quantizer, input_shape=(3, 8, 8))
     return calibrate(model.eval(), *(x for x, _ in data()))
 
 

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=1, help='runs of different seeds to take the means of')
     parser.add_argument('--images', type=int, default=1024, help='images to calibrate on')
     parser.add_argument('--test-images', type=int, default=None, help='images to evaluate on; default: all')
-    parser.add_argument('--options', nargs='*', default=[], metavar='KEY=VALUE', help="other settings of the method")
+    parser.add_argument('--options', nargs='*', default=[], metavar='KEY=VALUE', help='other settings of the method')
     parser.add_argument('--threads', type=int, default=common.count_cores(), help='threads; default: one a core')
     parser.add_argument('--random', action='store_true', help='random images and weights, where there are no data')
     args = parser.parse_args()
@@ -106,7 +106,8 @@ def load(cfg: Config, split: str, count: int | None, network: nn.Module, random:
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
         batch = network.data_preprocessor(default_collate([dataset[i] for i in order[:count]]))
         images, samples = batch['inputs'], batch['data_samples']
-    return [(part, samples[i * BATCH_SIZE : i * BATCH_SIZE + len(part)]) for i, part in enumerate(images.split(BATCH_SIZE))]
+    starts = range(0, len(images), BATCH_SIZE)
+    return [(images[i : i + BATCH_SIZE], samples[i : i + BATCH_SIZE]) for i in starts]
 
 
 def seconds_of(function: Callable[[], object]) -> float:

@@ -52,7 +52,7 @@ class PTQLoop(TestLoop):
         calibrate_weights_quantized: Observe activations behind quantized weights instead of float ones.
         calibrate_seed: Seed of the order of the default calibration data, the same in every run.
         save_as: File name of the quantized checkpoint in the work directory.
-        reconstruction: Config of a reconstruction of weights and activations after the calibration, on the same batches:
+        reconstruction: Config of a reconstruction of weights and activations after the calibration, on its batches:
             ``type`` ``mmrazor.AdaRound``, ``mmrazor.BRECQ`` or ``mmrazor.QDrop``, and what differs from its defaults
             (:class:`mmrazor_quant.reconstruction.Settings`). None: none.
         extra_steps: Configs of further steps (:mod:`mmrazor_quant.ptq_steps`). When each of them runs is its own
@@ -211,7 +211,9 @@ def _build_reconstruction(config: dict | None) -> Any:
     if not isinstance(config, dict) or 'type' not in config:
         raise ValueError(f'{field}: got {config!r}, allowed: None, or a dict with a type')
     if TASK_UTILS.get(config['type']) is None:
-        raise ValueError(f'{field}.type: got {config["type"]!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop')
+        raise ValueError(
+            f'{field}.type: got {config["type"]!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop'
+        )
     try:
         return TASK_UTILS.build(config)
     except ValueError as error:
