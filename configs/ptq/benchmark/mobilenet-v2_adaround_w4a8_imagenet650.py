@@ -1,5 +1,6 @@
-# MobileNetV2: 4-bit weights and 8-bit activations, first and last layer 8 bits, reconstructed by AdaRound on 200 images of
-# ImageNet, evaluated on 650 others. Float: 78.46 %, which is not comparable with results on the whole validation set.
+# MobileNetV2: 4-bit weights and 8-bit activations, first and last layer 8 bits, reconstructed by AdaRound on 200 images
+# of ImageNet, evaluated on 650 others. Float: 78.46 %, which is not comparable with results on the whole validation
+# set.
 _base_ = './mobilenet-v2_w8a8_imagenet650.py'
 
 qconfig = dict(

@@ -26,6 +26,7 @@ from mmrazor_quant.engine.calibration import (
 from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
 from mmrazor_quant.registry import LOOPS, TASK_UTILS
@@ -59,6 +60,10 @@ class PTQLoop(TestLoop):
             affair, whatever the order of the list: cross-layer equalization before calibration, ranges of weights
             within it, before activations are observed, bias correction after it (and after reconstruction).
 
+        batch_num: What the RFC calls ``calibrate_steps``.
+        reconstruction_cfg: What the RFC calls ``reconstruction``, in its form
+            (:func:`mmrazor_quant.engine.loops.rfc.reconstruction_of_rfc`).
+
     Example:
         >>> test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)
     """
@@ -76,9 +81,15 @@ class PTQLoop(TestLoop):
         save_as: str = 'quantized.pth',
         reconstruction: dict | None = None,
         extra_steps: Sequence[dict] | None = None,
+        batch_num: int | None = None,
+        reconstruction_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown('test_cfg', PTQLoop, unknown)
+        if batch_num is not None:
+            calibrate_steps = check_int('test_cfg.batch_num', batch_num, minimum=1)
+        if reconstruction_cfg is not None:
+            reconstruction = reconstruction_of_rfc(reconstruction_cfg)
         self.calibrate_steps = check_int('test_cfg.calibrate_steps', calibrate_steps, minimum=1)
         self.calibrate_seed = check_int('test_cfg.calibrate_seed', calibrate_seed, minimum=0)
         self.calibrate_weights_quantized = calibrate_weights_quantized
