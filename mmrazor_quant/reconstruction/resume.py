@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, barrier, broadcast_object_list, is_main_process
 from torch import Tensor
 
 from mmrazor_quant.engine.checkpoint import AtomicLocalBackend, load_checkpoint_file
@@ -50,11 +50,12 @@ class FinishedUnits:
 
     Args:
         folder: Where the files are.
-        mark: Fingerprint; files of another one are ignored, and overwritten.
+        mark: Fingerprint of this process; files of another one are ignored, and overwritten.
     """
 
     def __init__(self, folder: str | Path, mark: str) -> None:
-        self.folder, self.mark = Path(folder), mark
+        # Other ranks have other data, and only the first one writes: the mark is that of all.
+        self.folder, self.mark = Path(folder), fingerprint(self._of_all_ranks(mark))
         self.count = self._agreed(self._count_files() if is_main_process() else 0)
 
     def _path(self, index: int) -> Path:
@@ -65,6 +66,10 @@ class FinishedUnits:
         while self._load(index) is not None:
             index += 1
         return index
+
+    @staticmethod
+    def _of_all_ranks(mark: str) -> list[str]:
+        return all_gather_object(mark)
 
     @staticmethod
     def _agreed(count: int) -> int:

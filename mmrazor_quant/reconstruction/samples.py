@@ -99,6 +99,7 @@ class Values:
         self.groups, self.cache = groups, cache
         self._data: list[Any] = [None] * len(groups)
         self._are_images = [False] * len(groups)
+        self._devices: list[Any] = [None] * len(groups)
 
     def write(self, group: int, rows: slice, value: Any) -> None:
         """Keep a value.
@@ -115,7 +116,7 @@ class Values:
         if not self.groups[group].divisible:
             rows = slice(0, 1)
         if self._data[group] is None:
-            self._are_images[group] = _are_images(value)
+            self._are_images[group], self._devices[group] = _are_images(value), value.device
         samples = rows.stop - rows.start
         value = value.detach().reshape(samples, value.shape[0] // samples, *value.shape[1:])
         if self._are_images[group]:
@@ -132,13 +133,13 @@ class Values:
             which: Their numbers, or a range.
 
         Returns:
-            What was written, on the device of the cache's tensors; images with their channels last in memory.
+            What was written, on the device it was on; images with their channels last in memory.
         """
         data = self._data[group]
         if not isinstance(data, Tensor):
             return data[0]
-        taken = data[which].clone() if isinstance(which, slice) else data.index_select(0, which)
-        taken = taken.flatten(0, 1)
+        taken = data[which].clone() if isinstance(which, slice) else data.index_select(0, which.to(data.device))
+        taken = taken.flatten(0, 1).to(self._devices[group])
         return taken.movedim(-1, 1) if self._are_images[group] else taken
 
     def free(self) -> None:

@@ -22,11 +22,16 @@ def main() -> None:
     model = make_model(qconfig())
     calibrate(model, mine, len(mine), 'batches')
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    method = TASK_UTILS.build(dict(type='mmrazor.QDrop', iters=80, batch_size=8, act_lr=1e-2, scale_lr=1e-2))
-    reports = method.run(model, mine, folder / 'work')
+    config = dict(type='mmrazor.QDrop', iters=80, batch_size=8, act_lr=1e-2, scale_lr=1e-2)
+    reports = TASK_UTILS.build(config).run(model, mine, folder / 'work')
+    resumed = make_model(qconfig())
+    calibrate(resumed, mine, len(mine), 'batches')
+    again = TASK_UTILS.build(config).run(resumed, mine, folder / 'work')
     with torch.no_grad():
         output = model(images(4, seed=7))
     result = dict(start=start, state=model.state_dict(), output=output, losses=[[r.before, r.after] for r in reports])
+    # A report that was loaded says how long it took the first time.
+    result.update(resumed=resumed.state_dict(), loaded=[r.seconds for r in again] == [r.seconds for r in reports])
     torch.save(result, folder / f'rank_{rank}.pth')
     leave_process_group()
 

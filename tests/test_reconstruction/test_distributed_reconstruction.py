@@ -36,6 +36,13 @@ def test_ranks_learn_the_same(ranks):
 
 
 @pytest.mark.slow
+def test_a_second_run_goes_on_where_the_first_ended(ranks):
+    assert ranks[0]['loaded']
+    for rank in ranks:
+        assert [key for key, value in rank['state'].items() if not torch.equal(value, rank['resumed'][key])] == []
+
+
+@pytest.mark.slow
 def test_all_kinds_of_parameters_are_learned_and_losses_are_joint(ranks):
     start, state = ranks[0]['start'], ranks[0]['state']
 

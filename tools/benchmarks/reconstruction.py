@@ -140,15 +140,6 @@ def accuracy(model: nn.Module, batches: list[tuple[Tensor, list]]) -> float:
     return 100.0 * right / total
 
 
-def anonymous_bytes() -> int:
-    """Return the memory of this process that is not a file's, where the system tells (Linux)."""
-    try:
-        with open('/proc/self/status') as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith('RssAnon'))
-    except (OSError, StopIteration):
-        return 0
-
-
 def parse_options(options: list[str]) -> dict[str, Any]:
     """Read settings given as KEY=VALUE."""
     return {key: json.loads(value.replace("'", '"')) for key, _, value in (option.partition('=') for option in options)}
@@ -179,7 +170,7 @@ def build_method(args: argparse.Namespace, seed: int, iters: int | None = None) 
     return TASK_UTILS.build(fields)
 
 
-FAST: dict[str, Any] = dict()
+FAST: dict[str, Any] = dict(iters=100)
 """The fast preset of the documentation."""
 
 
@@ -204,7 +195,9 @@ def run(
             times['reconstruction_U'] = seconds_of(lambda: method.run(model, calibration, folder))
             for report in method.reports:
                 print(f'{report.unit:28s}{report.before:10.5f} ->{report.after:9.5f}  {report.seconds:6.2f} s')
-            print(f'cache: at most {method.cache_peak / 2**20:.1f} MiB in memory')
+            budget = method.settings.cache_gib
+            limit = 'no budget' if budget is None else f'budget {budget * 1024:.1f} MiB'
+            print(f'cached activations: at most {method.cache_peak / 2**20:.1f} MiB in memory ({limit})')
     unit = (unit + measure_unit(network, calibration[0], 20)) / 2 * U_ITERATIONS
     set_quantized(model)
     times = {key: round(seconds / unit, 3) for key, seconds in times.items()}
