@@ -105,11 +105,10 @@ class AdaRoundFakeQuantize(FakeQuantize):
         super()._resize(n)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        saved = state_dict.get(prefix + 'integers')
+        scale, saved = (state_dict.get(prefix + name) for name in ('scale', 'integers'))
+        if scale is not None and scale.dim() == 1 and scale.shape != self.scale.shape:
+            self._resize(len(scale))
         self.forget_integers()
         if saved is not None:
             self.integers = torch.empty(saved.shape, dtype=self._storage(), device=self.scale.device)
-        learned = self.integers
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.integers is not learned:  # another number of channels than before made it forget them
-            self.set_integers(saved.to(self.scale.device))
