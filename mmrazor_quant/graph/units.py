@@ -80,7 +80,9 @@ class _Groups:
         self.position = {node: i for i, node in enumerate(roles.graph.nodes)}
         self.group: dict[Node, int] = {}
         self.members: dict[int, list[Node]] = {}
+        self.blocks: set[int] = set()
         self._split()
+        self._below = self._count_operations()
 
     def _split(self) -> None:
         """One group for each operation and all that follows it, up to the next ones."""
@@ -88,12 +90,8 @@ class _Groups:
             if node in self.roles.free or node.op in ('placeholder', 'output'):
                 continue
             before = [self.group[n] for n in self.roles.sources(node) if n in self.group]
-            before += [self.group[n] for n in self._tuples(node) if n in self.group]
             new = self.roles.is_operation(node) or not before
             self._add(node, self.position[node] if new else max(before))
-
-    def _tuples(self, node: Node) -> Iterable[Node]:
-        return (n for n in node.all_input_nodes if n not in self.roles.free)
 
     def _add(self, node: Node, key: int) -> None:
         self.group[node] = key
@@ -117,7 +115,6 @@ class _Groups:
         regions = [r for node in self.roles.graph.nodes if (r := self._region(node))]
         regions = [r for r in regions if 0 < sum(map(self.roles.is_operation, r)) <= MAX_LAYERS]
         taken: set[Node] = set()
-        self.blocks: set[int] = set()
         for region in sorted(regions, key=len, reverse=True):
             if taken.isdisjoint(region):
                 taken.update(region)
@@ -125,7 +122,6 @@ class _Groups:
 
     def _take(self, region: list[Node]) -> None:
         key = self.group[next(node for node in region if self.roles.is_operation(node))]
-        inside = set(region)
         # What follows the operations of the region behind its end belongs to it too.
         keys = {self.group[node] for node in region if self.roles.is_operation(node)}
         for node in region:
@@ -135,9 +131,7 @@ class _Groups:
                     del self.members[self.group[node]]
                 self._add(node, key)
         self.merge(keys)
-        final = self.group[next(iter(inside))]
-        self.members[final].sort(key=self.position.__getitem__)
-        self.blocks.add(final)
+        self.blocks.add(self.group[region[0]])
 
     def _region(self, fork: Node) -> list[Node] | None:
         """Returns the nodes between a value that is read more than once and the one where all paths from it meet."""
@@ -190,20 +184,20 @@ class _Groups:
         if not operations:
             return ''
         path = self.roles.owner(operations[0])
-        while path and self._operations_below(path.rpartition('.')[0]) == 1:
+        while path and self._below[path.rpartition('.')[0]] == 1:
             path = path.rpartition('.')[0]
         return path.rpartition('.')[0]
 
-    def _operations_below(self, path: str) -> int:
-        if not hasattr(self, '_below'):
-            self._below: dict[str, int] = defaultdict(int)
-            for node in filter(self.roles.is_operation, self.group):
-                owner = self.roles.owner(node)
-                while owner:
-                    self._below[owner] += 1
-                    owner = owner.rpartition('.')[0]
-                self._below[''] += 1
-        return self._below[path]
+    def _count_operations(self) -> dict[str, int]:
+        """Count the operations in each module, by path."""
+        counts: dict[str, int] = defaultdict(int)
+        for node in filter(self.roles.is_operation, self.group):
+            owner = self.roles.owner(node)
+            counts[owner] += 1
+            while owner:
+                owner = owner.rpartition('.')[0]
+                counts[owner] += 1
+        return counts
 
     # -- stages, shared weights, order -----------------------------------------------------------------------------
 
@@ -218,14 +212,13 @@ class _Groups:
 
     def merge_shared(self) -> None:
         """Makes one group of those that use the same weight."""
-        users: dict[str, list[int]] = defaultdict(list)
-        for node, key in self.group.items():
+        users: dict[str, list[Node]] = defaultdict(list)
+        for node in self.group:
             quantizer = self.roles.weight_quantizer(node)
             if quantizer is not None:
-                users[quantizer].append(key)
-        for quantizer in users:
-            nodes = [n for n in self.group if self.roles.weight_quantizer(n) == quantizer]
-            self.merge(self.group[n] for n in nodes)
+                users[quantizer].append(node)
+        for nodes in users.values():
+            self.merge(self.group[node] for node in nodes)
 
     def merge_open_tuples(self) -> None:
         """Makes one group of those between which something else than a tensor passes."""

@@ -181,9 +181,15 @@ def test_long_chains_of_one_module_stay_layers():
 
 
 def test_a_cross_stage_block_holds_the_block_inside():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), CrossStage(6))
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), CrossStage(6), nn.ReLU(), CrossStage(6))
+    _, module, graph = prepared(model)
 
-    assert unit_names(model, 'block') == ['0', '1', '1.final'] or unit_names(model, 'block') == ['0', '1']
+    units = find_units(graph, module, 'block')
+
+    halves = {'main', 'short', 'block.one', 'block.two'}
+    for path, unit in (('2', units[1]), ('4', units[3])):
+        assert set(unit.weights) == {f'{path}.{name}.weight_fake_quant' for name in halves}
+    assert [unit.name for unit in units] == ['0', '2', '2.final', '4', '4.final']
 
 
 def test_both_halves_of_a_transformer_block():
