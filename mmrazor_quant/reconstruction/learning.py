@@ -47,7 +47,11 @@ class UnitData:
 
 
 class _Drops:
-    """Random booleans: of a pool, from a random place on, which costs nothing."""
+    """Random booleans: made of a pool of random bytes, from a random place on, which costs next to nothing.
+
+    Attributes:
+        probability: Share of true ones, a multiple of 1/256.
+    """
 
     def __init__(self, probability: float, generator: torch.Generator) -> None:
         self.probability, self.generator = probability, generator
@@ -56,10 +60,10 @@ class _Drops:
     def like(self, x: Tensor) -> Tensor:
         """Give booleans of the shape and strides of a dense tensor, true with the probability."""
         if self._pool is None or self._pool.numel() < 2 * x.numel():
-            self._pool = (torch.rand(2 * x.numel(), generator=self.generator) < self.probability).to(x.device)
+            self._pool = torch.randint(256, (2 * x.numel(),), generator=self.generator, dtype=torch.uint8).to(x.device)
         start = int(torch.randint(self._pool.numel() - x.numel(), (1,), generator=self.generator))
-        taken = self._pool[start : start + x.numel()]
-        return taken.as_strided(x.shape, x.stride(), taken.storage_offset())
+        taken = self._pool[start : start + x.numel()] < round(256 * self.probability)
+        return taken.as_strided(x.shape, x.stride())
 
 
 class _Steps:
@@ -169,9 +173,10 @@ class Learner:
         for iteration in range(self.settings.iters):
             if weights is not None:
                 weights.grad.zero_()
+            schedule = self.settings.schedule(iteration)
+            self._drops.probability = schedule.drop
             self._backward(*self._batches.draw())
             of_steps = self._reduced(weights, steps)
-            schedule = self.settings.schedule(iteration)
             if weights is not None:
                 weights.step(*schedule.of_weights())
             if steps.parameters:

@@ -19,6 +19,7 @@ class Schedule(NamedTuple):
         power: Its exponent.
         hardness: How far weights are from soft towards hard rounding.
         scale_rate: Learning rate of the weights' scales.
+        drop: Share of the elements that are float.
     """
 
     rate: float
@@ -27,6 +28,7 @@ class Schedule(NamedTuple):
     power: float
     hardness: float
     scale_rate: float
+    drop: float
 
     def of_weights(self) -> tuple[float, ...]:
         """Give the numbers that a step of the weights takes."""
@@ -48,7 +50,8 @@ class Settings:
         hardening: After the warm-up, weights go from soft to hard rounding in a straight line and reach it when
             this times the rest of the iterations is 1; 0: they stay soft until the end.
         drop_prob: Share of the elements, of a unit's input and of the activations in it, that are float in an iteration
-            (QDrop).
+            (QDrop), at the start.
+        drop_end: The same at the end, which it goes to in a straight line; None: ``drop_prob``.
         regularization: Factor of the regularizer of the rounding, where the loss is relative to the targets' square.
         warmup: Part of the iterations before the regularizer sets in.
         powers: Its exponent, at the start and at the end.
@@ -72,6 +75,7 @@ class Settings:
     scale_lr: float = 0.0
     hardening: float = 1.0
     drop_prob: float = 0.0
+    drop_end: float | None = None
     regularization: float = 1e-2
     warmup: float = 0.2
     powers: tuple[float, float] = (20.0, 2.0)
@@ -90,7 +94,8 @@ class Settings:
             highest = 1 if name in ('act_lr', 'scale_lr', 'lr_end') else math.inf
             value = getattr(self, name)
             _check(name, value, _is_number(value) and 0 <= value <= highest, f'a number from 0 to {highest}')
-        for name in ('drop_prob', 'warmup'):
+        self.drop_end = self.drop_prob if self.drop_end is None else self.drop_end
+        for name in ('drop_prob', 'drop_end', 'warmup'):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and 0 <= value < 1, 'a number from 0 to less than 1')
         pair = isinstance(self.powers, (list, tuple)) and len(self.powers) == 2 and all(map(_is_number, self.powers))
@@ -124,6 +129,7 @@ class Settings:
             start + (end - start) * annealed,
             min(1.0, self.hardening * annealed),
             self.scale_lr * fall,
+            self.drop_prob + (self.drop_end - self.drop_prob) * done,
         )
 
 
