@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from .progress import Progress, Timer, UnitReport, plan_table
 from .resume import FinishedUnits, fingerprint
 from .samples import Call
 from .settings import Settings
-from .streams import Stream
+from .streams import Stream, Survey
 from .weights import Weight
 
 RECONSTRUCTION_SEED = 101
@@ -128,29 +129,29 @@ class Engine:
         islands = islands_of(self.architecture)
         floating, quantized = (Stream(self.model.test_step, self.batches, islands, self.cache) for _ in range(2))
         self._set_state(False)
-        counts = floating.order()
-        tasks = self._plan({path: islands[path] for path in counts})
+        surveys = floating.survey()
+        tasks = self._plan(islands, surveys)
         self._check(tasks)
         rows = [(t.name, len(t.unit.first.weights), t.size, _shapes(t.unit)) for t in tasks]
         self.logger.info(f'Reconstruction by {self.settings.describe()}; units:\n{plan_table(rows)}')
         self.progress = Progress([task.cost() * self.settings.iters for task in tasks], self.folder)
         self.importance = self._find_importance(tasks, islands)
-        for path, count in counts.items():
+        for path, survey in surveys.items():
             mine = [(i, task) for i, task in enumerate(tasks) if task.path == path]
             if mine:
-                self._island(path, count, floating, quantized, mine)
+                self._island(path, survey.counts, floating, quantized, mine)
         return self.progress.reports
 
     # -- plan ------------------------------------------------------------------------------------------------------
 
-    def _plan(self, islands: dict[str, nn.Module]) -> list[Task]:
+    def _plan(self, islands: dict[str, nn.Module], surveys: dict[str, Survey]) -> list[Task]:
         tasks: list[Task] = []
         seen: set[int] = set()
         sites = {site.quantizer: site for site in self.model.inserted.weights}
-        for path, module in islands.items():
-            island = UnitizedIsland(module, self.settings.granularity)
+        for path, survey in surveys.items():
+            island = UnitizedIsland(islands[path], self.settings.granularity)
             try:
-                island.plan()
+                island.plan(list(survey.kinds))
             except ValueError as error:
                 log_whole(path, str(error))
                 continue
@@ -187,23 +188,22 @@ class Engine:
     # -- an island -------------------------------------------------------------------------------------------------
 
     def _island(
-        self, path: str, count: int, floating: Stream, quantized: Stream, tasks: list[tuple[int, Task]]
+        self, path: str, counts: Counter[int], floating: Stream, quantized: Stream, tasks: list[tuple[int, Task]]
     ) -> None:
         island = tasks[0][1].island
         self._set_state(False)
-        float_calls = floating.calls(path, count)
+        float_calls = floating.calls(path, counts)
         if not float_calls:
             log_whole(path, 'the calibration data do not reach it')
             return
         if self.finished is None:
             self.finished = FinishedUnits(self.folder / 'reconstruction', self._fingerprint(float_calls, tasks))
         self._set_state(True)
-        quantized_calls = quantized.calls(path, count)
+        quantized_calls = quantized.calls(path, counts)
         if not _alike(float_calls, quantized_calls):
             # What is selected between islands, such as proposals, differs between both.
             _free(quantized_calls, self.cache)
             quantized_calls = [Call(*call.key, self._copies(call.inputs), call.kind) for call in float_calls]
-        island.plan([call.kind for call in float_calls])
         groups = island.start(quantized_calls)
         flows = [Flow(island, groups, self.cache) for _ in range(2)]
         for flow, calls in zip(flows, (float_calls, quantized_calls)):

@@ -106,7 +106,7 @@ def _unit_by_unit(units: list[tuple[str, UnitizedIsland, int]], outputs: list[tu
     def run(island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         found = find_capture(island, module, args, kwargs)
         unitized = units[0][1]
-        if found is None or id(found[0]) not in unitized.captures:
+        if found is None or id(found[0]) not in unitized.units[0].by_kind:
             return island.run(module, args, kwargs)
         capture, inputs = found
         kind = id(capture)

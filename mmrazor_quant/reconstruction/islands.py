@@ -70,7 +70,9 @@ class UnitizedIsland:
         Args:
             kinds: The graphs that are used; None: all of them.
         """
-        kinds = list(self.captures) if kinds is None else list(dict.fromkeys(kinds))
+        kinds = list(self.captures) if kinds is None else kinds
+        if not kinds:
+            raise ValueError('no graph serves the calls of the calibration data')
         for granularity in (self.granularity, 'island'):
             found = {kind: find_units(self.captures[kind].graph, self.module, granularity) for kind in kinds}
             signatures = {kind: [_signature(unit) for unit in units] for kind, units in found.items()}

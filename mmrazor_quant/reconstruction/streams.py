@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,19 @@ class Tap(Island):
         return self.on_call(self.island, module, args, kwargs)
 
 
+@dataclass
+class Survey:
+    """How an island is called.
+
+    Args:
+        counts: How often each batch calls it, by number of the batch.
+        kinds: What graphs serve the calls, as an ordered set.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+    kinds: dict[int, None] = field(default_factory=dict)
+
+
 class Stream:
     """The forwards of one state of the model, float or quantized, over all calibration batches.
 
@@ -48,32 +62,41 @@ class Stream:
         self.step, self.batches, self.islands, self.cache = step, batches, islands, cache
         self._outputs: dict[str, dict[tuple[int, int], Any]] = {}
 
-    def order(self) -> dict[str, int]:
-        """Give the islands in the order of their first calls, and how often a batch calls them."""
-        counts: dict[str, int] = defaultdict(int)
+    def survey(self) -> dict[str, Survey]:
+        """Run all batches once; gives what islands they call, in the order of the first calls."""
+        surveys: dict[str, Survey] = {}
+        for number, batch in enumerate(self.batches):
 
-        def count(path: str, island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-            counts[path] += 1
-            return island.run(module, args, kwargs)
+            def note(path, island, module, args, kwargs, batch=number) -> Any:
+                survey = surveys.setdefault(path, Survey())
+                survey.counts[batch] += 1
+                output = island.run(module, args, kwargs)
+                found = find_capture(island, module, args, kwargs)
+                if found is not None:
+                    survey.kinds[id(found[0])] = None
+                return output
 
-        self._run(dict.fromkeys(self.islands, count), self.batches[0])
-        return dict(counts)
+            self._run(dict.fromkeys(self.islands, note), batch)
+        return surveys
 
-    def calls(self, path: str, count: int) -> list[Call]:
+    def calls(self, path: str, counts: Counter[int]) -> list[Call]:
         """Run up to an island and collect its calls.
 
         Args:
             path: The island.
-            count: How often a batch calls it.
+            counts: How often each batch calls it.
 
         Returns:
             The calls of all batches.
         """
         found: list[Call] = []
         for number, batch in enumerate(self.batches):
+            if not counts[number]:
+                continue
             numbers: dict[str, int] = defaultdict(int)
+            count = counts[number]
 
-            def collect(path, island, module, args, kwargs, batch=number, numbers=numbers) -> Any:
+            def collect(path, island, module, args, kwargs, batch=number, numbers=numbers, count=count) -> Any:
                 call = self._call(island, module, args, kwargs, (batch, numbers[path]))
                 numbers[path] += 1
                 if call is not None:
