@@ -114,7 +114,7 @@ def test_other_forms_are_refused(make_runner, wrong):
 
 
 def test_the_config_of_the_rfc_runs_with_other_data(tmp_path):
-    rfc = Config.fromfile(CONFIGS / 'ptq' / 'rfc' / 'adaround_resnet18_8xb32_in1k.py')
+    rfc = Config.fromfile(CONFIGS / 'examples' / 'rfc_adaround.py')
     cfg = config(tmp_path, model__quantizer=rfc.model.quantizer)
     others = dict(
         dataloader=cfg.test_dataloader,
