@@ -66,7 +66,7 @@ class Importance:
             if unit == name:
                 mean = total / count
                 found[position][shape] = mean / mean.mean().clamp(min=1e-30)
-        return [found[position] for position in sorted(found)]
+        return [found.get(position, {}) for position in range(1 + max(found, default=-1))]
 
 
 def _add_batch(model: Any, batch: Any, by_island: dict, sums: dict) -> None:

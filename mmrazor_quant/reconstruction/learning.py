@@ -154,15 +154,19 @@ class Learner:
         self._drops = _Drops(settings.drop_prob, self.generator)
         self._factors = self._factor()
         dropping = [q for q in self.data.quantizers if isinstance(q, QDropFakeQuantize) and settings.drop_prob > 0]
-        for quantizer in dropping:
-            quantizer.drop_by(self._drops.like)
         learned = self.data.quantizers if settings.act_lr > 0 else []
         joint = settings.act_stage == 'joint'
-        self._learn(self.data.weights, learned if joint else [])
-        if not joint:
-            self._learn([], learned)
-        for quantizer in dropping:
-            quantizer.drop_by(None)
+        try:
+            for quantizer in dropping:
+                quantizer.drop_by(self._drops.like)
+            self._learn(self.data.weights, learned if joint else [])
+            if not joint:
+                self._learn([], learned)
+        finally:
+            for quantizer in dropping:
+                quantizer.drop_by(None)
+            for weight in self.data.weights:
+                weight.quantizer.stand_in(None)
 
     def _learn(self, learned_weights: list[Weight], learned_quantizers: list[nn.Module]) -> None:
         """Do all iterations for some weights and quantizers."""
@@ -211,7 +215,7 @@ class Learner:
         grads = []
         for i in taken:
             grad = outputs[i].detach() - data.targets[i].read(number, which)
-            if data.importance is not None:
+            if data.importance is not None and i < len(data.importance):
                 grad *= data.importance[i].get(tuple(grad.shape[1:]), 1.0)
             grads.append(grad.mul_(2.0 * self._factors[i] / len(which)))
         torch.autograd.backward([outputs[i] for i in taken], grads)
