@@ -42,12 +42,12 @@ def plan_table(rows: list[tuple[str, int, int, str]]) -> str:
     """Lay out what will be done.
 
     Args:
-        rows: Name, number of layers, number of weights, and shapes of the outputs of each unit.
+        rows: Name, number of layers, number of weights, and shapes of the outputs in the captured example of each unit.
 
     Returns:
         Lines of text.
     """
-    header = ('', 'unit', 'layers', 'weights', 'outputs of a sample')
+    header = ('', 'unit', 'layers', 'weights', 'outputs, in the captured example')
     cells = [header, *[(str(i), row[0], str(row[1]), f'{row[2]:,}', row[3]) for i, row in enumerate(rows, 1)]]
     widths = [max(map(len, column)) for column in zip(*cells)]
     align = (str.rjust, str.ljust, str.rjust, str.rjust, str.ljust)
