@@ -1,6 +1,17 @@
 """Quantization of OpenMMLab models: importing this package registers all of it under the scope ``mmrazor``."""
 
-from mmrazor_quant import algorithms, compat, engine, fake_quants, observers, ptq_steps, quantizers, registry, tracing
+from mmrazor_quant import (
+    algorithms,
+    compat,
+    engine,
+    fake_quants,
+    observers,
+    ptq_steps,
+    quantizers,
+    reconstruction,
+    registry,
+    tracing,
+)
 from mmrazor_quant.version import __version__
 
 __all__ = [
@@ -12,6 +23,7 @@ __all__ = [
     'observers',
     'ptq_steps',
     'quantizers',
+    'reconstruction',
     'registry',
     'tracing',
 ]

@@ -1,5 +1,6 @@
 """Fake quantizers: modules that round tensors to an integer grid and give them back as floats."""
 
+from .adaround import AdaRoundFakeQuantize
 from .build import build_fake_quant
 from .dorefa import DoReFaFakeQuantize
 from .dsq import DSQFakeQuantize
@@ -9,9 +10,11 @@ from .learned import LearnedFakeQuantize
 from .lsq import LSQFakeQuantize
 from .lsq_plus import LSQPlusFakeQuantize
 from .pact import PACTFakeQuantize
+from .qdrop import QDropFakeQuantize
 from .tqt import TQTFakeQuantize
 
 __all__ = [
+    'AdaRoundFakeQuantize',
     'DSQFakeQuantize',
     'DoReFaFakeQuantize',
     'DynamicFakeQuantize',
@@ -20,6 +23,7 @@ __all__ = [
     'LSQPlusFakeQuantize',
     'LearnedFakeQuantize',
     'PACTFakeQuantize',
+    'QDropFakeQuantize',
     'TQTFakeQuantize',
     'build_fake_quant',
 ]

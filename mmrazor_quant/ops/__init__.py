@@ -1,8 +1,10 @@
 """The numerics as pure functions of tensors. Nothing here knows of modules or graphs."""
 
 from .dispatch import eager_mode, fake_quantize
+from .dropped import fake_quantize_dropped
 from .dynamic import SHARES, dynamic_qparams, shared_rows
 from .folded import fake_quantize_folded
+from .immediate import immediate_mode
 from .learned import (
     fake_quantize_clip,
     fake_quantize_learned,
@@ -25,11 +27,13 @@ __all__ = [
     'effective_scale',
     'fake_quantize',
     'fake_quantize_clip',
+    'fake_quantize_dropped',
     'fake_quantize_folded',
     'fake_quantize_learned',
     'fake_quantize_normalized',
     'fake_quantize_offset',
     'fake_quantize_soft',
+    'immediate_mode',
     'integer_dtype',
     'qparams_from_range',
     'quantize',

@@ -46,3 +46,13 @@ def test_unknown_fake_quantizer_is_refused_with_the_known_ones():
 
     assert process.returncode == 2
     assert 'unknown magic' in process.stderr and 'lsq_plus' in process.stderr
+
+
+@pytest.mark.slow
+def test_reconstruction():
+    arguments = ['--random', '--images', '16', '--iters', '2', '--threads', '1', '--bits', '2/4', '--seeds', '2']
+
+    figures = run('reconstruction.py', *arguments, '--method', 'qdrop', '--options', 'cache_gib=0.0005', 'batch_size=4')
+
+    assert set(figures) == {'top1', 'calibration_U', 'reconstruction_U'}
+    assert 0 <= figures['top1'] <= 100 and min(figures['calibration_U'], figures['reconstruction_U']) > 0

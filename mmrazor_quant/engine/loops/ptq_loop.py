@@ -6,6 +6,7 @@ import os.path as osp
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from mmrazor_quant.engine.calibration import (
 from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
-from mmrazor_quant.registry import LOOPS
+from mmrazor_quant.registry import LOOPS, TASK_UTILS
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of progress of the float evaluation."""
@@ -51,9 +53,16 @@ class PTQLoop(TestLoop):
         calibrate_weights_quantized: Observe activations behind quantized weights instead of float ones.
         calibrate_seed: Seed of the order of the default calibration data, the same in every run.
         save_as: File name of the quantized checkpoint in the work directory.
+        reconstruction: Config of a reconstruction of weights and activations after the calibration, on its batches:
+            ``type`` ``mmrazor.AdaRound``, ``mmrazor.BRECQ`` or ``mmrazor.QDrop``, and what differs from its defaults
+            (:class:`mmrazor_quant.reconstruction.Settings`). None: none.
         extra_steps: Configs of further steps (:mod:`mmrazor_quant.ptq_steps`). When each of them runs is its own
             affair, whatever the order of the list: cross-layer equalization before calibration, ranges of weights
             within it, before activations are observed, bias correction after it (and after reconstruction).
+
+        batch_num: What the RFC calls ``calibrate_steps``.
+        reconstruction_cfg: What the RFC calls ``reconstruction``, in its form
+            (:func:`mmrazor_quant.engine.loops.rfc.reconstruction_of_rfc`).
 
     Example:
         >>> test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)
@@ -70,14 +79,22 @@ class PTQLoop(TestLoop):
         calibrate_weights_quantized: bool = False,
         calibrate_seed: int = 0,
         save_as: str = 'quantized.pth',
+        reconstruction: dict | None = None,
         extra_steps: Sequence[dict] | None = None,
+        batch_num: int | None = None,
+        reconstruction_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown('test_cfg', PTQLoop, unknown)
+        if batch_num is not None:
+            calibrate_steps = check_int('test_cfg.batch_num', batch_num, minimum=1)
+        if reconstruction_cfg is not None:
+            reconstruction = reconstruction_of_rfc(reconstruction_cfg)
         self.calibrate_steps = check_int('test_cfg.calibrate_steps', calibrate_steps, minimum=1)
         self.calibrate_seed = check_int('test_cfg.calibrate_seed', calibrate_seed, minimum=0)
         self.calibrate_weights_quantized = calibrate_weights_quantized
         self.save_as = save_as
+        self.reconstruction = _build_reconstruction(reconstruction)
         self._calibrate_dataloader = calibrate_dataloader
         self._dataloader_config = dataloader
         model = unwrap_quant_model(runner, "test_cfg.type='mmrazor.PTQLoop'")
@@ -113,10 +130,13 @@ class PTQLoop(TestLoop):
         return metrics
 
     def calibrate(self) -> None:
-        """Calibrate the model and save it."""
+        """Calibrate the model, reconstruct it if asked for, and save it."""
         field = 'test_cfg.calibrate_dataloader'
         batches, source = self._build_calibration_data(field)
         self.runner.logger.info(f'Calibrating on {source}, up to {self.calibrate_steps} batches')
+        if self.reconstruction is not None and len(batches) > 0:
+            # Kept: both go over the same data, and reconstruction does so several times.
+            batches = list(islice(batches, self.calibrate_steps))
         context = StepContext(self.model, batches, self.calibrate_steps)
         self.model.eval()
         self.extra_steps.run(Stage.BEFORE_CALIBRATION, context)
@@ -124,10 +144,14 @@ class PTQLoop(TestLoop):
             self.model, batches, self.calibrate_steps, source, self.calibrate_weights_quantized,
             lambda: self.extra_steps.run(Stage.AFTER_WEIGHTS, context),
         )  # fmt: skip
+        if self.reconstruction is not None:
+            self.reconstruction.run(self.model, batches, self.runner.work_dir)
         self.extra_steps.run(Stage.AFTER_CALIBRATION, context)
         path = osp.join(self.runner.work_dir, self.save_as)
         save_quantized_checkpoint(self.runner, self.model, path, getattr(self.dataloader.dataset, 'metainfo', None))
         self.runner.logger.info(f'Saved the quantized checkpoint {path}')
+        if self.reconstruction is not None:
+            self.reconstruction.clean_up()
         self._update_ema_copies()
 
     def _build_calibration_data(self, field: str) -> tuple[DataLoader, str]:
@@ -188,3 +212,20 @@ class PTQLoop(TestLoop):
         self.runner.call_hook('after_test_epoch', metrics=metrics)
         self.runner.call_hook('after_test')
         return metrics
+
+
+def _build_reconstruction(config: dict | None) -> Any:
+    """Build a reconstruction, saying which field of the config is wrong."""
+    if config is None:
+        return None
+    field = 'test_cfg.reconstruction'
+    if not isinstance(config, dict) or 'type' not in config:
+        raise ValueError(f'{field}: got {config!r}, allowed: None, or a dict with a type')
+    if TASK_UTILS.get(config['type']) is None:
+        raise ValueError(
+            f'{field}.type: got {config["type"]!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop'
+        )
+    try:
+        return TASK_UTILS.build(config)
+    except ValueError as error:
+        raise ValueError(f'test_cfg.{error}') from error
