@@ -266,7 +266,7 @@ def test_built_dataset_with_transforms_is_refused(make_runner):
     ({'calibrate_steps': 2.5}, r'test_cfg\.calibrate_steps must be an int >= 1, but got 2.5'),
     ({'calibrate_seed': -1}, r'test_cfg\.calibrate_seed'),
     ({'calibrate_step': 3}, r"test_cfg of PTQLoop has no field 'calibrate_step'; known are .*calibrate_steps"),
-    ({'reconstruction': {'type': 'AdaRound'}}, r"has no field 'reconstruction'"),
+    ({'reconstruct': {'type': 'AdaRound'}}, r"has no field 'reconstruct'"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(make_runner, changes, match):
     expect_error(make_runner, ValueError, match, **{f'test_cfg__{key}': value for key, value in changes.items()})

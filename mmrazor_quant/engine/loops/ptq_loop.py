@@ -221,11 +221,14 @@ def _build_reconstruction(config: dict | None) -> Any:
     field = 'test_cfg.reconstruction'
     if not isinstance(config, dict) or 'type' not in config:
         raise ValueError(f'{field}: got {config!r}, allowed: None, or a dict with a type')
-    if TASK_UTILS.get(config['type']) is None:
+    config = dict(config)
+    name = config.pop('type')
+    method = TASK_UTILS.get(name)
+    if method is None:
         raise ValueError(
             f'{field}.type: got {config["type"]!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop'
         )
     try:
-        return TASK_UTILS.build(config)
+        return method(**config)
     except ValueError as error:
         raise ValueError(f'test_cfg.{error}') from error
