@@ -225,9 +225,7 @@ def _build_reconstruction(config: dict | None) -> Any:
     name = config.pop('type')
     method = TASK_UTILS.get(name)
     if method is None:
-        raise ValueError(
-            f'{field}.type: got {config["type"]!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop'
-        )
+        raise ValueError(f'{field}.type: got {name!r}, allowed: mmrazor.AdaRound, mmrazor.BRECQ, mmrazor.QDrop')
     try:
         return method(**config)
     except ValueError as error:
