@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from numbers import Number
 
+from mmrazor_quant.engine.table import aligned
+
 
 def comparison_table(float_metrics: dict[str, float], quantized_metrics: dict[str, float]) -> str:
     """Lay out the metrics of two models side by side.
@@ -20,6 +22,4 @@ def comparison_table(float_metrics: dict[str, float], quantized_metrics: dict[st
         after = quantized_metrics.get(name)
         if isinstance(before, Number) and isinstance(after, Number):
             rows.append((name, f'{before:.4f}', f'{after:.4f}', f'{after - before:+.4f}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return '\n'.join('  '.join(cells) for cells in lines)
+    return aligned(rows)

@@ -90,6 +90,9 @@ class FakeQuantize(FakeQuantizeBase):
         self.activation_post_process(x)
         if not self._quantizing:
             return self.scale, self.zero_point
+        return self._follow_observer()
+
+    def _follow_observer(self) -> tuple[Tensor, Tensor]:
         # The new tensors are what autograd keeps: a module called twice overwrites its buffers before backward.
         qparams = self._running_qparams()
         self._set_qparams(*qparams)
@@ -137,9 +140,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _observe_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         self.activation_post_process.observe_extremes(low, high)
-        qparams = self._running_qparams()
-        self._set_qparams(*qparams)
-        return qparams
+        return self._follow_observer()
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Give the scale and zero point that the observer's statistics call for, without using them."""

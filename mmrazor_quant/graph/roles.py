@@ -12,11 +12,10 @@ from torch.fx import Node
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.tracing.nodes import check_size, node_name
 
-from .batch_fold import quantized_layer_batch_norm
-from .layers import WEIGHT_QUANTIZER, quantized_layer, quantized_layer_norm
+from .calls import MODULES_READ
+from .layers import WEIGHT_QUANTIZER
 from .sites import FUNCTIONAL_LAYERS, MATMUL_FUNCTIONS, MATMUL_METHODS, argument
 
-_QUANTIZED_LAYERS = (quantized_layer, quantized_layer_norm, quantized_layer_batch_norm)
 _SIZES = frozenset({'size', 'dim', 'numel', 'ndimension', 'getattr', 'len', 'stride'})
 """Functions and methods that ask a tensor for something other than its data, unless the result is a tensor."""
 
@@ -71,7 +70,7 @@ class Roles:
         """Returns the path, below the island, of the quantizer of a layer's weight; None for any other node."""
         if node.op != 'call_function':
             return None
-        if node.target in _QUANTIZED_LAYERS:
+        if node.target in MODULES_READ:
             return f'{node.args[0].target}.{WEIGHT_QUANTIZER}'.lstrip('.')
         if node.target in FUNCTIONAL_LAYERS:
             weight = argument(node, 1, 'weight')
@@ -81,7 +80,7 @@ class Roles:
 
     def owner(self, node: Node) -> str:
         """Returns the path of the module that a layer is, or in whose forward a node is called."""
-        if node.target in _QUANTIZED_LAYERS:
+        if node.target in MODULES_READ:
             return node.args[0].target
         stack = node.meta.get('nn_module_stack')
         return next(reversed(stack.values()))[0] if stack else ''

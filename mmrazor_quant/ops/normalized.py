@@ -1,4 +1,4 @@
-"""Batch norm in training, activation and fake quantization in one: two walks over memory each way instead of nine.
+"""Batch norm in training, activation and fake quantization in one, in few walks over memory.
 
 Autograd function over the compiled formulas of :mod:`.normalized_reference`.
 """
@@ -176,16 +176,11 @@ def _normalize(
     """Compute the numbers of the batch norm, and the range of its result if asked for; update its statistics."""
     function = formulas.batch_norm_range if has_range else formulas.batch_norm
     constants = (_number(norm.momentum, x.device), _number(norm.eps, x.device))
-    *numbers, mean, var = result = _run(
-        function, 'vccccnn', x, weight, bias, norm.running_mean, norm.running_var, *constants
-    )
-    extremes = []
-    if has_range:
-        *numbers, mean, var, low, high = result
-        extremes = [low, high]
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var)
-    return formulas.Norm(*numbers), extremes
+    parameters = (weight, bias, norm.running_mean, norm.running_var, *constants)
+    mean, inverse_std, factor, offset, running_mean, running_var, *extremes = _run(function, 'vccccnn', x, *parameters)
+    norm.running_mean.copy_(running_mean)
+    norm.running_var.copy_(running_var)
+    return formulas.Norm(mean, inverse_std, factor, offset), extremes
 
 
 def _grid(x: Tensor, quantization: Quantization) -> tuple[Tensor, Grid]:

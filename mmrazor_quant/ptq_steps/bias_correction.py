@@ -11,12 +11,13 @@ from torch import nn
 
 from mmrazor_quant.engine.calibration import set_float, set_quantized
 from mmrazor_quant.engine.loops.arguments import check_int
+from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.graph.taps import tapped
 from mmrazor_quant.registry import TASK_UTILS
 
 from .base import PTQStep, Stage, StepContext, StepModel
 from .bias_place import bias_places
-from .report import log, table, with_progress
+from .report import log, table
 from .shift import ShiftMeter
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.calibration import set_float
 from mmrazor_quant.engine.loops.arguments import check_int
+from mmrazor_quant.engine.progress import Progress
 from mmrazor_quant.fake_quants import DoReFaFakeQuantize, FakeQuantize
 from mmrazor_quant.graph.insert import WeightSite
 from mmrazor_quant.graph.taps import tapped
@@ -18,7 +19,7 @@ from mmrazor_quant.registry import TASK_UTILS
 
 from .base import PTQStep, Stage, StepContext
 from .range_candidates import RangeCandidates
-from .report import Progress, log, table
+from .report import log, table
 
 
 @TASK_UTILS.register_module()

@@ -15,9 +15,6 @@ from .islands import UnitizedIsland
 from .samples import Group
 from .streams import Tap, find_capture
 
-Place = 'tuple[str, str, UnitizedIsland, int]'
-"""Name of a unit, path of its island, the island, and the unit's number in it."""
-
 
 class Importance:
     """The diagonal of the Fisher information of unit outputs: the mean squared gradient of the loss, over all samples.
@@ -114,7 +111,7 @@ def _unit_by_unit(units: list[tuple[str, UnitizedIsland, int]], outputs: list[tu
         for name, _, index in units:
             unit = unitized.units[index]
             own = unit.by_kind[kind]
-            results = unit.functions[kind](*(_written_to(values[node]) for node in own.inputs))
+            results = unit.functions[kind](*(_copied(values[node]) for node in own.inputs))
             for position, (node, result) in enumerate(zip(own.outputs, results)):
                 if result.requires_grad:
                     result.retain_grad()
@@ -130,6 +127,6 @@ def _with_grad(value: Any) -> Any:
     return value.detach().requires_grad_() if is_leaf else value
 
 
-def _written_to(value: Any) -> Any:
-    """Copy a value, for units that work in place."""
+def _copied(value: Any) -> Any:
+    """Copy a tensor, for units that work in place."""
     return value.clone() if isinstance(value, Tensor) else value

@@ -12,6 +12,8 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
+from mmrazor_quant.engine.table import aligned
+
 
 @dataclass
 class UnitReport:
@@ -49,9 +51,7 @@ def plan_table(rows: list[tuple[str, int, int, str]]) -> str:
     """
     header = ('', 'unit', 'layers', 'weights', 'outputs, in the captured example')
     cells = [header, *[(str(i), row[0], str(row[1]), f'{row[2]:,}', row[3]) for i, row in enumerate(rows, 1)]]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    align = (str.rjust, str.ljust, str.rjust, str.rjust, str.ljust)
-    return '\n'.join('  '.join(a(c, w) for a, c, w in zip(align, row, widths)).rstrip() for row in cells)
+    return aligned(cells, left=(1, 4))
 
 
 class Progress:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-import time
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -27,12 +25,10 @@ from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
+from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
 from mmrazor_quant.registry import LOOPS, TASK_UTILS
-
-LOG_SECONDS = 10.0
-"""Seconds between two lines of progress of the float evaluation."""
 
 
 @LOOPS.register_module()
@@ -59,7 +55,6 @@ class PTQLoop(TestLoop):
         extra_steps: Configs of further steps (:mod:`mmrazor_quant.ptq_steps`). When each of them runs is its own
             affair, whatever the order of the list: cross-layer equalization before calibration, ranges of weights
             within it, before activations are observed, bias correction after it (and after reconstruction).
-
         batch_num: What the RFC calls ``calibrate_steps``.
         reconstruction_cfg: What the RFC calls ``reconstruction``, in its form
             (:func:`mmrazor_quant.engine.loops.rfc.reconstruction_of_rfc`).
@@ -171,23 +166,11 @@ class PTQLoop(TestLoop):
         """Evaluate the float model, without hooks: they belong to the evaluation of the quantized one."""
         set_float(self.model)
         self.runner.model.eval()
-        for data_batch in self._with_progress('Float evaluation'):
+        for data_batch in with_progress(self.dataloader, len(self.dataloader), 'Float evaluation'):
             with torch.no_grad(), autocast(enabled=self.fp16):
                 outputs = self.runner.model.test_step(data_batch)
             self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         return self.evaluator.evaluate(len(self.dataloader.dataset))
-
-    def _with_progress(self, title: str) -> Iterator[Any]:
-        """Iterate over the test data and log progress."""
-        total, start = len(self.dataloader), time.perf_counter()
-        logged = start
-        for done, data_batch in enumerate(self.dataloader, 1):
-            yield data_batch
-            now = time.perf_counter()
-            if done == total or now - logged > LOG_SECONDS:
-                eta = timedelta(seconds=round((now - start) / done * (total - done)))
-                self.runner.logger.info(f'{title} [{done}/{total}]  eta: {eta}  time: {(now - start) / done:.4f}')
-                logged = now
 
     def _evaluate_quantized(self, float_metrics: dict[str, float]) -> dict[str, float]:
         """Evaluate the quantized model as mmengine's TestLoop does, hooks included.
