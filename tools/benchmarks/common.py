@@ -21,6 +21,7 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.runner import load_checkpoint  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmrazor_quant.engine.memory import keep_freed_memory  # noqa: E402
 from mmrazor_quant.registry import MODELS  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -32,13 +33,14 @@ def count_cores() -> int:
 
 
 def set_up(name: str, threads: int) -> None:
-    """Set the number of threads, register mmcls, and let only errors be logged.
+    """Set the number of threads, keep memory as training does, register mmcls, and let only errors be logged.
 
     Args:
         name: Name of the benchmark's logger.
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     MMLogger.get_instance(name, log_level='ERROR')
     register_all_modules(init_default_scope=False)
 

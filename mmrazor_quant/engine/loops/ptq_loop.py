@@ -25,6 +25,7 @@ from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
+from mmrazor_quant.engine.memory import keep_freed_memory
 from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
@@ -111,6 +112,7 @@ class PTQLoop(TestLoop):
             ValueError: If there are no data to calibrate on, or they make ranges that are not finite.
             RuntimeError: If the calibration data cannot be read.
         """
+        keep_freed_memory()
         if self.model.is_calibrated:
             self.runner.logger.info('The model is calibrated already: evaluating only')
             return self._evaluate_quantized({})

@@ -18,6 +18,7 @@ from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.checkpoint import make_checkpoints_atomic
 from mmrazor_quant.engine.hooks import CompiledWorkHook, EMABuffersHook, QuantEvalHook
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.memory import keep_freed_memory
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.engine.randomness import (
     CALIBRATION,
@@ -74,6 +75,7 @@ class _QATLoop(BaseLoop):
         Raises:
             ValueError: If activations would be quantized before anything is known of them.
         """
+        keep_freed_memory()
         self._follow_resumed_seed()
         self._prepare_model()
         model = super().run()
