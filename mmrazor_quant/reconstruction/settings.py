@@ -43,7 +43,8 @@ class Settings:
         granularity: What a unit is: ``'layer'``, ``'block'``, ``'stage'`` or ``'island'``.
         iters: Iterations for each unit.
         batch_size: Samples in an iteration.
-        lr: Learning rate of the rounding, with Adam.
+        lr: Learning rate of the rounding, with Adam. None: 0.03 up to 300 iterations; beyond, it falls with the square
+            root of their number, so that more of them do not just fit the calibration data more closely.
         act_lr: Learning rate of activation steps, relative to each step, with Adam; 0: steps stay as calibrated. Only
             fake quantizers with a learned step, such as :class:`QDropFakeQuantize`, have it.
         scale_lr: Learning rate of the weights' scales, relative to each, with Adam; 0: they stay as calibrated.
@@ -70,7 +71,7 @@ class Settings:
     granularity: str = 'block'
     iters: int = 300
     batch_size: int = 32
-    lr: float = 3e-2
+    lr: float | None = None
     act_lr: float = 1e-3
     scale_lr: float = 0.0
     hardening: float = 1.0
@@ -90,6 +91,7 @@ class Settings:
         for name in ('iters', 'batch_size'):
             value = getattr(self, name)
             _check(name, value, type(value) is int and value >= 1, 'an int >= 1')
+        self.lr = 3e-2 * min(1.0, math.sqrt(300 / self.iters)) if self.lr is None else self.lr
         for name in ('lr', 'act_lr', 'scale_lr', 'hardening', 'regularization', 'lr_end'):
             highest = 1 if name in ('act_lr', 'scale_lr', 'lr_end') else math.inf
             value = getattr(self, name)
