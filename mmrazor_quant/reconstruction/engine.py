@@ -25,6 +25,7 @@ from .cache import ActivationCache
 from .importance import Importance
 from .islands import Flow, UnitizedIsland, UnitOfGroups, log_whole
 from .learning import Learner, UnitData
+from .mirror import mirrored
 from .progress import Progress, Timer, UnitReport, plan_table
 from .resume import FinishedUnits, fingerprint
 from .samples import Call
@@ -127,7 +128,8 @@ class Engine:
 
     def _run(self) -> list[UnitReport]:
         islands = islands_of(self.architecture)
-        floating, quantized = (Stream(self.model.test_step, self.batches, islands, self.cache) for _ in range(2))
+        batches = [*self.batches, *map(mirrored, self.batches)] if self.settings.mirror else self.batches
+        floating, quantized = (Stream(self.model.test_step, batches, islands, self.cache) for _ in range(2))
         self._set_state(False)
         surveys = floating.survey()
         tasks = self._plan(islands, surveys)

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from mmrazor_quant.graph.units import GRANULARITIES
 
+_FEW = 300
+"""Iterations up to which the defaults are those of a short run."""
+
 
 class Schedule(NamedTuple):
     """The numbers of one iteration.
@@ -43,8 +46,10 @@ class Settings:
         granularity: What a unit is: ``'layer'``, ``'block'``, ``'stage'`` or ``'island'``.
         iters: Iterations for each unit.
         batch_size: Samples in an iteration.
+        mirror: Learn from each image mirrored left to right, too. None: with more than 300 iterations, which would
+            otherwise fit the few calibration images more closely and others no better.
         lr: Learning rate of the rounding, with Adam. None: 0.03 up to 300 iterations; beyond, it falls with the square
-            root of their number, so that more of them do not just fit the calibration data more closely.
+            root of their number.
         act_lr: Learning rate of activation steps, relative to each step, with Adam; 0: steps stay as calibrated. Only
             fake quantizers with a learned step, such as :class:`QDropFakeQuantize`, have it.
         scale_lr: Learning rate of the weights' scales, relative to each, with Adam; 0: they stay as calibrated.
@@ -71,6 +76,7 @@ class Settings:
     granularity: str = 'block'
     iters: int = 300
     batch_size: int = 32
+    mirror: bool | None = None
     lr: float | None = None
     act_lr: float = 1e-3
     scale_lr: float = 0.0
@@ -91,7 +97,8 @@ class Settings:
         for name in ('iters', 'batch_size'):
             value = getattr(self, name)
             _check(name, value, type(value) is int and value >= 1, 'an int >= 1')
-        self.lr = 3e-2 * min(1.0, math.sqrt(300 / self.iters)) if self.lr is None else self.lr
+        self.lr = 3e-2 * min(1.0, math.sqrt(_FEW / self.iters)) if self.lr is None else self.lr
+        self.mirror = self.iters > _FEW if self.mirror is None else self.mirror
         for name in ('lr', 'act_lr', 'scale_lr', 'hardening', 'regularization', 'lr_end'):
             highest = 1 if name in ('act_lr', 'scale_lr', 'lr_end') else math.inf
             value = getattr(self, name)
@@ -104,7 +111,9 @@ class Settings:
         _check('powers', self.powers, pair and min(self.powers) >= 1, 'two numbers >= 1')
         self.powers = tuple(map(float, self.powers))
         _check('act_stage', self.act_stage, self.act_stage in ('joint', 'after'), "'joint' or 'after'")
-        _check('fisher', self.fisher, type(self.fisher) is bool, 'True or False')
+        for name in ('mirror', 'fisher'):
+            value = getattr(self, name)
+            _check(name, value, type(value) is bool, 'True or False')
         unlimited = self.cache_gib is None
         _check('cache_gib', self.cache_gib, unlimited or (_is_number(self.cache_gib) and self.cache_gib >= 0), 'GiB')
         _check('seed', self.seed, type(self.seed) is int and self.seed >= 0, 'an int >= 0')

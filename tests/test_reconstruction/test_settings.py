@@ -5,7 +5,9 @@ import pytest
 from mmrazor_quant.reconstruction.settings import Settings
 
 
-def test_learning_rate_follows_the_number_of_iterations():
+def test_defaults_follow_the_number_of_iterations():
+    assert [Settings(iters=n).mirror for n in (300, 301)] == [False, True]
+    assert Settings(iters=10, mirror=True).mirror
     assert Settings(iters=100).lr == Settings(iters=300).lr == 3e-2
     assert Settings(iters=1200).lr == pytest.approx(1.5e-2)
     assert Settings(iters=1200, lr=3e-2).lr == 3e-2
