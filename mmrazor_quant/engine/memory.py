@@ -2,7 +2,7 @@
 
 glibc gives memory at the end of its heap, and large blocks anywhere, back to the system as soon as they are free. A
 step of training then gets its activations page by page from the system again, each time; whether it does hangs on what
-happens to lie at the end of the heap. On a machine with two cores that was up to a sixth of the time of a step.
+happens to lie at the end of the heap.
 """
 
 from __future__ import annotations
