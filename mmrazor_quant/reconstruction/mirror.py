@@ -1,4 +1,4 @@
-"""Calibration images mirrored: twice the data to learn from, for nothing."""
+"""Calibration images mirrored: twice the data to learn from."""
 
 from __future__ import annotations
 
