@@ -50,8 +50,7 @@ def layer_norm_act(
         The quantized result, and the unquantized one if it is needed, else None.
     """
     # The activation may have been replaced since the graph was made.
-    is_plain = ends_of(act) is not None and not any(map(_has_hooks, (norm, identity, act, quantizer)))
-    if is_plain and _learns(layer, norm):
+    if _learns(layer, norm) and ends_of(act) is not None and not any(map(_has_hooks, (norm, identity, act, quantizer))):
         y = call_layer(layer, x, unfolded_weight(layer, norm), layer.bias)
         quantization = quantizer.quantization(y)
         if quantization is not None and normalized.usable(y, other, quantization):
@@ -71,8 +70,10 @@ def layer_norm_act(
 
 def _learns(layer: nn.Module, norm: nn.Module) -> bool:
     """Tells whether the batch norm uses the statistics of its batch, in the way of torch's own."""
+    if not norm.training:
+        return False
     plain = type(norm).forward is _NORM_FORWARD and norm.affine and norm.momentum is not None
-    return norm.training and plain and not is_idle(layer.weight_fake_quant)
+    return plain and not is_idle(layer.weight_fake_quant)
 
 
 def _has_hooks(module: nn.Module | None) -> bool:

@@ -129,8 +129,13 @@ class RangeObserver(UniformQuantizationObserverBase):
             return x
         if self.is_per_channel and x.shape[self.ch_axis] not in (0, self.channels):
             self._adopt_channels(x.shape[self.ch_axis])
-        with torch.no_grad():
-            self.update(self._no_values(x) if is_empty else x.detach())
+        values = self._no_values(x) if is_empty else x.detach()
+        # Entering a context costs as much as a small reduction, and calibration is in this one already.
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                self.update(values)
+        else:
+            self.update(values)
         return x
 
     def _no_values(self, x: Tensor) -> Tensor:

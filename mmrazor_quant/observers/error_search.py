@@ -11,8 +11,8 @@ from .base import RangeObserver
 from .histogram import bin_edges, count_values
 from .range_search import ErrorFn, best_range, symmetric_limits
 
-COARSE_BINS = 512
-"""Bins of the histograms that a search on values starts on."""
+COARSE_BINS = 256
+"""Bins of the histograms that a search starts on, before it goes on to values or to a histogram of more bins."""
 
 
 def best_for_values(
@@ -55,8 +55,12 @@ def best_for_histogram(
     Returns:
         Lower and upper ends of the best ranges, shape [C].
     """
-    error = _histogram_error(observer, counts, low, high, p)
-    return _best_range(observer, error, error, low, high)
+    fine = _histogram_error(observer, counts, low, high, p)
+    per_bin, rest = divmod(counts.shape[1], COARSE_BINS)
+    if per_bin < 2 or rest:
+        return _best_range(observer, fine, fine, low, high)
+    coarse = _histogram_error(observer, counts.unflatten(1, (-1, per_bin)).sum(2), low, high, p)
+    return _best_range(observer, coarse, fine, low, high)
 
 
 def _best_range(

@@ -80,7 +80,11 @@ def count_values(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor
     Returns:
         float32 counts, shape [..., C, bins].
     """
-    start, width = _bins(low, high, bins)
+    return _count_into(values, _bins(low, high, bins), bins)
+
+
+def _count_into(values: Tensor, start_width: tuple[Tensor, Tensor], bins: int) -> Tensor:
+    start, width = start_width
     # Clamped as integers: also what NaN becomes is then inside.
     index = (_compress(values) - start).mul_(1.0 / width).to(torch.int32).clamp_(0, bins - 1)
     rows = math.prod(values.shape[:-1])
@@ -105,43 +109,44 @@ def estimate_counts(rows: Tensor, extremes: Tensor, low: Tensor, high: Tensor, b
     Returns:
         float32 estimates of the counts of all K values, shape [C, bins].
     """
-    sample = rows[:, ::stride]
+    # Contiguous: it is read several times.
+    sample = rows[:, ::stride].contiguous()
     ratio = rows.shape[1] / sample.shape[1]
-    sampled = count_values(sample, low, high, bins)
-    blocks = count_values(extremes, low, high, bins)
-    # Both tails at once, as upper ones: the lower one with its bins in reverse.
-    tail, known = _upper_tail(
-        torch.stack([sampled.flip(1), sampled]), torch.stack([blocks[0].flip(1), blocks[1]]), ratio, extremes.shape[2]
-    )
+    start_width = _bins(low, high, bins)
+    sampled = _count_into(sample, start_width, bins)
+    blocks = _count_into(extremes, start_width, bins)
+    # Both tails at once, the lower one first. Sums from the ends inwards, in the order of the bins.
+    tail, known = _tails(torch.stack([sampled, sampled]), blocks, ratio, extremes.shape[2])
     counts = torch.where(known[1], tail[1], sampled * ratio)
-    return torch.where(known[0].flip(1), tail[0].flip(1), counts)
+    return torch.where(known[0], tail[0], counts)
 
 
-def _upper_tail(sampled: Tensor, blocks: Tensor, ratio: float, block_count: int) -> tuple[Tensor, Tensor]:
-    """Estimate the counts of the upper tail from block maxima.
+def _tails(sampled: Tensor, blocks: Tensor, ratio: float, block_count: int) -> tuple[Tensor, Tensor]:
+    """Estimate the counts of both tails from the minima and maxima of blocks.
 
     Args:
-        sampled: Counts of the sample, shape [..., bins].
-        blocks: Counts of the block maxima, the same shape.
+        sampled: Counts of the sample, twice, shape [2, C, bins].
+        blocks: Counts of the block minima and maxima, the same shape.
         ratio: Values per sampled value.
         block_count: Number of blocks.
 
     Returns:
-        Estimated counts, and where they are to be used: from the bin on above which there are few samples.
+        Estimated counts, and where they are to be used: from the bin outwards beyond which there are few samples.
     """
-    samples_above = _sum_above(sampled)
+    samples_beyond = _sums_beyond(sampled)
     # Of values spread at random, N fall on B blocks so that B (1 - exp(-N / B)) blocks have at least one.
-    above = -block_count * torch.log1p(-(_sum_above(blocks) / block_count).clamp(max=0.9))
-    few = samples_above < TAIL * sampled.sum(-1, keepdim=True)
+    beyond = -block_count * torch.log1p(-(_sums_beyond(blocks) / block_count).clamp(max=0.9))
+    few = samples_beyond < TAIL * sampled.sum(-1, keepdim=True)
     # Values that are not spread at random but share blocks: the sample has significantly more of them.
-    crowded = samples_above - 3 * (samples_above + 1).sqrt() > above / ratio
-    counts = above - torch.nn.functional.pad(above[..., 1:], (0, 1))
+    crowded = samples_beyond - 3 * (samples_beyond + 1).sqrt() > beyond / ratio
+    padded = torch.nn.functional.pad(beyond, (1, 1))
+    counts = beyond - torch.stack([padded[0, :, :-2], padded[1, :, 2:]])
     return counts, few & ~crowded
 
 
-def _sum_above(counts: Tensor) -> Tensor:
-    """Sum from each bin to the last one."""
-    return counts.flip(-1).cumsum(-1).flip(-1)
+def _sums_beyond(counts: Tensor) -> Tensor:
+    """Sum, for each bin, from it outwards: of the first of two to the first bin, of the second to the last one."""
+    return torch.stack([counts[0].cumsum(-1), counts[1].flip(-1).cumsum(-1).flip(-1)])
 
 
 def rebin(counts: Tensor, low: Tensor, high: Tensor, new_low: Tensor, new_high: Tensor) -> Tensor:
@@ -159,8 +164,9 @@ def rebin(counts: Tensor, low: Tensor, high: Tensor, new_low: Tensor, new_high: 
     """
     bins = counts.shape[1]
     dtype = exact_dtype(counts.device)
-    start, width = _bins(low.to(dtype), high.to(dtype), bins)
-    new_start, new_width = _bins(new_low.to(dtype), new_high.to(dtype), bins)
+    # Both ranges at once: on few channels a call costs more than what it computes.
+    ends = torch.stack([low, new_low, high, new_high]).to(dtype).unflatten(0, (2, 2))
+    (start, new_start), (width, new_width) = _bins(*ends, bins)
     place = (new_start + new_width * _steps(new_start, bins) - start) / width
     # Ranges that are not finite have no counts to lose.
     place = place.nan_to_num_(0.0).clamp_(0, bins)
@@ -232,8 +238,8 @@ def _steps(like: Tensor, bins: int) -> Tensor:
 
 
 def _bins(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Give start and width of the bins of sign(x) sqrt|x|, shape [C, 1]; a width also where the range has none."""
-    start, end = _compress(low), _compress(high)
+    """Give start and width of the bins of sign(x) sqrt|x|, shape [..., C, 1]; a width also where the range has none."""
+    start, end = _compress(torch.stack([low, high]))
     # Not 0, nor so small that float32 and float64 cannot tell the edges of a far-off range from each other.
     width = torch.maximum((end - start) / bins, 1e-7 * end.abs() + 1e-19)
-    return start.unsqueeze(1), width.unsqueeze(1)
+    return start.unsqueeze(-1), width.unsqueeze(-1)
