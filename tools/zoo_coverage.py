@@ -12,7 +12,7 @@ kept in OUT.logs/FAMILY.log.
 
 OUT is a JSON list, one object a family: family, config, ran_float, captured (no layer is outside the islands),
 islands, layers_total, layers_inside, layers_alone, outside, custom_ops, training_only, equal_eval, equal_train,
-equal_resized, seconds, reason. Layers of modules that run in training only are not counted: nothing of them is deployed.
+equal_resized, seconds, reason. Layers of modules that run in training only are not counted: they are not deployed.
 """
 
 from __future__ import annotations

