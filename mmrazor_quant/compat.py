@@ -4,18 +4,20 @@
   to torchao; the rest of the package imports them from here.
 * :func:`allow_mmengine_checkpoints`: lets ``torch.load(weights_only=True)``, torch's default, read what mmengine
   writes, without giving the protection away.
-* :func:`intercepted_autograd_functions`: shows custom autograd functions to the tracer, for as long as a trace takes.
+* :func:`intercepted_autograd_functions`, :func:`intercepted_fallbacks`: show custom operations and what stands in for
+  them to the tracer, for as long as a trace takes.
 * :func:`alias_registry_module`: lets mmengine find the registries of the scope ``mmrazor`` in this package.
 
 The first and last of the functions run when :mod:`mmrazor_quant` is imported.
 """
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,13 @@ except ImportError:  # torch has announced the removal of torch.ao.quantization;
     from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
 __all__ = [
+    'CPU_FALLBACKS',
     'FakeQuantizeBase',
     'UniformQuantizationObserverBase',
     'alias_registry_module',
     'allow_mmengine_checkpoints',
     'intercepted_autograd_functions',
+    'intercepted_fallbacks',
 ]
 
 _HISTORY_BUFFER_STATISTICS = {
@@ -126,7 +130,8 @@ def intercepted_autograd_functions(handler: Callable[..., Any]) -> Iterator[None
     """Sends every call of a custom ``torch.autograd.Function`` to a handler while the block runs.
 
     Such calls are the one way to compute with tensors that torch's function modes do not see. A trace that ran their
-    ``forward`` would record what it does and lose the ``backward`` that belongs to it.
+    ``forward`` would record what it does and lose the ``backward`` that belongs to it. mmcv's modules keep many as
+    globals (``roi_align = RoIAlignFunction.apply``), bound before the block began: these are replaced too.
 
     Args:
         handler: Called as ``handler(function, apply, args, kwargs)`` with the function's class and its real ``apply``.
@@ -136,11 +141,59 @@ def intercepted_autograd_functions(handler: Callable[..., Any]) -> Iterator[None
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         return handler(cls, original.__get__(None, cls), args, kwargs)
 
+    bound = [(namespace, name, namespace[name]) for namespace, name in _bound_applies(len(sys.modules))]
     torch.autograd.Function.apply = classmethod(apply)
+    for namespace, name, method in bound:
+        namespace[name] = MethodType(apply, method.__self__)
     try:
         yield
     finally:
         torch.autograd.Function.apply = original
+        for namespace, name, method in bound:
+            namespace[name] = method
+
+
+@functools.lru_cache(maxsize=1)
+def _bound_applies(modules: int) -> list[tuple[dict[str, Any], str]]:
+    """Finds the globals that are some autograd function's bound ``apply``; ``modules`` are loaded."""
+    return [
+        (vars(module), name)
+        for module in list(sys.modules.values())
+        for name, value in list(getattr(module, '__dict__', {}).items())
+        # Not isinstance: it asks some values for their class, which are lazy or warn.
+        if type(value) is MethodType
+        and isinstance(value.__self__, type)
+        and issubclass(value.__self__, torch.autograd.Function)
+        and value.__name__ == 'apply'
+    ]
+
+
+CPU_FALLBACKS = (('mmcv.ops.multi_scale_deform_attn', 'multi_scale_deformable_attn_pytorch'),)
+"""Module and name of functions that stand in, on the CPU, for a custom operation, and read the data of tensors."""
+
+
+@contextmanager
+def intercepted_fallbacks(handler: Callable[..., Any]) -> Iterator[None]:
+    """Sends every call of a function of :data:`CPU_FALLBACKS` to a handler while the block runs.
+
+    They are to a graph what the custom operation is on other devices: one call.
+
+    Args:
+        handler: Called as ``handler(function, args, kwargs)``.
+    """
+    found = [(vars(sys.modules[module]), name) for module, name in CPU_FALLBACKS if module in sys.modules]
+    originals = [(namespace, name, namespace[name]) for namespace, name in found if name in namespace]
+
+    def intercepted(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: handler(function, args, kwargs)
+
+    for namespace, name, function in originals:
+        namespace[name] = intercepted(function)
+    try:
+        yield
+    finally:
+        for namespace, name, function in originals:
+            namespace[name] = function
 
 
 allow_mmengine_checkpoints()

@@ -11,12 +11,14 @@ another: they are plain convolutions, nobody trains them. Each family runs in a 
 kept in OUT.logs/FAMILY.log.
 
 OUT is a JSON list, one object a family: family, config, ran_float, captured (no layer is outside the islands),
-islands, layers_total, layers_inside, layers_alone, outside, equal_eval, equal_train, equal_resized, seconds, reason.
+islands, layers_total, layers_inside, layers_alone, outside, custom_ops, training_only, equal_eval, equal_train,
+equal_resized, seconds, reason. Layers of modules that run in training only are not counted: they are not deployed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -34,7 +36,7 @@ from typing import Any
 
 KEYS = (
     'family', 'config', 'ran_float', 'captured', 'islands', 'layers_total', 'layers_inside', 'layers_alone', 'outside',
-    'equal_eval', 'equal_train', 'equal_resized', 'seconds', 'reason',
+    'custom_ops', 'training_only', 'equal_eval', 'equal_train', 'equal_resized', 'seconds', 'reason',
 )  # fmt: skip
 RESIZE_BY = 32
 
@@ -50,7 +52,11 @@ class Package:
     size_fields: tuple[str, ...]
 
 
-PACKAGES = {'mmcls': Package(size_fields=('crop_size', 'scale'))}
+PACKAGES = {
+    'mmcls': Package(size_fields=('crop_size', 'scale')),
+    # Detectors run on images of any size; those of their configs take too long.
+    'mmdet': Package(size_fields=()),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -192,7 +198,7 @@ def new_record(family: str) -> dict[str, Any]:
     """Returns the object of a family of which nothing is known yet."""
     record = dict.fromkeys(KEYS)
     record.update(family=family, ran_float=False, captured=False, islands=0, layers_total=0, layers_inside=0)
-    record.update(layers_alone=0, outside=[], seconds=0.0, reason='')
+    record.update(layers_alone=0, outside=[], custom_ops=[], training_only=[], seconds=0.0, reason='')
     return record
 
 
@@ -231,7 +237,6 @@ def measure(package: str, family: str, record: dict[str, Any]) -> Iterator[str]:
     record['ran_float'] = True
     record.update(coverage.coverage_fields(model, findings))
     print_findings(model, findings)
-    annotate = importlib.import_module(f'mmrazor_quant.codebases.{package}').samples
     resized = (*shape[:2], *(n + RESIZE_BY for n in shape[2:]))
     for key, training, at in (
         ('equal_eval', False, shape),
@@ -239,7 +244,7 @@ def measure(package: str, family: str, record: dict[str, Any]) -> Iterator[str]:
         ('equal_resized', False, resized),
     ):
         yield f'comparing ({key[6:]})'
-        comparison = coverage.compare(eager, model, at, training, annotate)
+        comparison = coverage.compare(eager, model, at, training)
         record[key] = comparison.equal
         if key == 'equal_resized' and comparison.equal is None:
             add_reason(record, f'takes no images of {resized}: {comparison.notes[0]}')
@@ -329,7 +334,8 @@ def build_model(config: Any) -> Any:
     """Builds the model of a config as mmengine's runner does, on the CPU, with random weights."""
     from mmengine.registry import MODELS
 
-    model = config.model.copy()
+    # A copy: constructors of mmdet change what they are given.
+    model = copy.deepcopy(config.model)
     if config.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     return MODELS.build(model)

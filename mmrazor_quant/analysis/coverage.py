@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmrazor_quant.codebases import build_examples
+from mmrazor_quant.codebases import build_examples, codebase_of, run_mode
 from mmrazor_quant.graph.layers import BATCH_NORM_TYPES
 from mmrazor_quant.tracing import CustomTracer, find_islands
 from mmrazor_quant.tracing.finder import Findings, equal
@@ -23,9 +24,6 @@ MODES = {False: ('tensor', 'predict'), True: ('tensor', 'loss')}
 """Modes of an OpenMMLab model that are compared, by training flag."""
 FEATURES = 'features'
 """What is compared where the eager model can run none of them: the features before the head."""
-
-Annotate = Callable[[nn.Module, tuple[int, ...]], 'list[Any] | None']
-"""``annotate(model, shape)``: annotations for a batch of images of that shape."""
 
 
 @dataclass
@@ -86,7 +84,7 @@ def capture(model: nn.Module, input_shape: tuple[int, ...] | None) -> tuple[Find
 
 
 def coverage_fields(model: nn.Module, findings: Findings) -> dict[str, Any]:
-    """Returns the counts of islands and layers, and the layers outside with the reason for each.
+    """Returns the counts of islands and layers, the layers outside with the reason for each, and what else stays float.
 
     Args:
         model: the model that was searched for islands.
@@ -100,12 +98,12 @@ def coverage_fields(model: nn.Module, findings: Findings) -> dict[str, Any]:
         'layers_inside': report.layers_inside,
         'layers_alone': len(report.layers_alone),
         'outside': [{'layer': path, 'reason': reason} for path, reason in report.outside.items()],
+        'custom_ops': [{'module': path, 'operation': name} for path, name in report.custom_ops.items()],
+        'training_only': report.training_only,
     }
 
 
-def compare(
-    eager: nn.Module, captured: nn.Module, shape: tuple[int, ...], training: bool, annotate: Annotate
-) -> Comparison:
+def compare(eager: nn.Module, captured: nn.Module, shape: tuple[int, ...], training: bool) -> Comparison:
     """Runs two models on the same random images under the same seed and compares everything they return.
 
     Args:
@@ -113,18 +111,17 @@ def compare(
         captured: a model with the same weights and islands installed.
         shape: shape (batch, channels, height, width) of the images.
         training: run in training mode, with batch norms frozen; else in eval mode.
-        annotate: makes annotations for the modes that want them.
     """
     found, notes = [], []
     where = f'{"training" if training else "evaluating"} on {shape}'
     for mode in (*MODES[training], FEATURES):
         if mode == FEATURES and (found or not hasattr(eager, 'extract_feat')):
             break
-        expected = _run(eager, shape, training, mode, annotate)
+        expected = _run(eager, shape, training, mode)
         if isinstance(expected, Exception):
             notes.append(f'the float model cannot run mode {mode} ({_name(expected)})')
             continue
-        actual = _run(captured, shape, training, mode, annotate)
+        actual = _run(captured, shape, training, mode)
         if isinstance(actual, Exception):
             notes.append(f'the captured model fails in mode {mode}, {where} ({_name(actual)})')
         found.append(not isinstance(actual, Exception) and equal(expected, actual))
@@ -136,31 +133,34 @@ def eager_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _run(model: nn.Module, shape: tuple[int, ...], training: bool, mode: str, annotate: Annotate) -> Any:
+def _run(model: nn.Module, shape: tuple[int, ...], training: bool, mode: str) -> Any:
     """Returns the outputs as nested tensors, or the exception that came instead."""
     try:
-        with preserved(model), torch.no_grad(), seeded():
+        with preserved(model), torch.no_grad(), codebase_of(model).settings(model), seeded():
             model.train(training)
             for module in model.modules():
                 if isinstance(module, BATCH_NORM_TYPES):
                     module.eval()
-            images = torch.randn(shape)
             if mode == FEATURES:
-                return _plain(model.extract_feat(images))
-            return _plain(model(images, annotate(model, shape), mode=mode))
+                return _plain(model.extract_feat(torch.randn(shape)))
+            return _plain(run_mode(model, shape, mode))
     except Exception as error:  # whatever the model's code raises is what is asked for
         return error
 
 
 def _plain(output: Any) -> Any:
-    """Opens OpenMMLab's data elements, which compare by identity."""
+    """Opens OpenMMLab's data elements, boxes and masks, which compare by identity."""
     if isinstance(output, BaseDataElement):
         return _plain(dict(output.all_items()))
     if isinstance(output, Mapping):
         return {key: _plain(value) for key, value in output.items()}
     if isinstance(output, (list, tuple)):
         return [_plain(value) for value in output]
-    return output
+    if isinstance(output, np.ndarray):
+        return output.tolist()
+    # Boxes and masks of mmdet are objects around a tensor or an array.
+    inner = getattr(output, 'tensor', getattr(output, 'masks', None))
+    return output if inner is None else _plain(inner)
 
 
 def _name(error: Exception) -> str:

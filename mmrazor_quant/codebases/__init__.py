@@ -1,5 +1,5 @@
 """What is known of the OpenMMLab libraries: how to run their models on an example."""
 
-from .examples import Example, build_examples, has_modes
+from .examples import Example, build_examples, codebase_of, has_modes, run_mode
 
-__all__ = ['Example', 'build_examples', 'has_modes']
+__all__ = ['Example', 'build_examples', 'codebase_of', 'has_modes', 'run_mode']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from torch import nn
 
 from mmrazor_quant.tracing.state import preserved, seeded
 
+from .base import UNKNOWN, Codebase
+
+CODEBASES = ('mmcls', 'mmdet')
+"""Libraries that have a module here, named like themselves."""
 DEFAULT_SIZES = (224, 256, 299, 384, 512, 32)
 """Image sizes tried, in order, when neither the user nor the model names one."""
 
@@ -23,11 +28,11 @@ class Example:
 
     Args:
         shape: shape (batch, channels, height, width).
-        run: runs the model on it in every mode that works, in train and in eval.
+        run: runs the model on it in every mode that works, in train and in eval; returns whether it could predict.
     """
 
     shape: tuple[int, ...]
-    run: Callable[[], None]
+    run: Callable[[], bool]
 
 
 def has_modes(model: nn.Module) -> bool:
@@ -94,50 +99,62 @@ def _own_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _failure(model: nn.Module, shape: tuple[int, ...]) -> str | None:
-    """Runs the model's plain forward once in eval; returns why it does not work, or None."""
+    """Runs the model once in eval; returns why none of its modes works, or None."""
+    codebase, errors = codebase_of(model), []
+    with preserved(model), torch.no_grad(), codebase.settings(model):
+        model.eval()
+        for mode in (mode for mode, training in codebase.modes if not training):
+            error = _try(model, shape, mode)
+            if error is None:
+                return None
+            errors.append(error)
+    return errors[0]
+
+
+def run_all_modes(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Runs every mode, those of inference in eval and ``loss`` in train; the caller restores buffers and flags.
+
+    Modes that the example's labels do not fit are passed over: they call the same modules.
+
+    Returns:
+        Whether the modes of inference that make predictions worked.
+    """
+    codebase, failed = codebase_of(model), {}
+    with seeded(), codebase.settings(model):
+        for mode, training in codebase.modes if has_modes(model) else (('tensor', False), ('tensor', True)):
+            model.train(training)
+            failed[mode, training] = _try(model, shape, mode) is not None
+    return not failed.get(('predict', False), failed.get(('tensor', False)))
+
+
+def _try(model: nn.Module, shape: tuple[int, ...], mode: str) -> str | None:
     try:
-        with preserved(model), torch.no_grad():
-            model.eval()
-            _forward(model, shape, 'tensor')
+        run_mode(model, shape, mode)
     except Exception as error:  # whatever the architecture raises is the answer to the question asked
         return f'{type(error).__name__}: {error}'
     return None
 
 
-def run_all_modes(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Runs ``tensor`` and ``predict`` in eval and ``loss`` in train; the caller restores buffers and flags.
+def run_mode(model: nn.Module, shape: tuple[int, ...], mode: str) -> Any:
+    """Runs a model on random images, with annotations of the library that it comes from.
 
-    Modes beyond ``tensor`` that the example's labels do not fit are passed over: they call the same modules.
+    Args:
+        model: the model, in the training mode to run.
+        shape: shape (batch, channels, height, width) of the images.
+        mode: ``loss``, ``predict`` or ``tensor``; not for a model without modes.
     """
-    with seeded():
-        model.eval()
-        _forward(model, shape, 'tensor')
-        for mode, training in (('predict', False), ('loss', True)):
-            model.train(training)
-            _optional_forward(model, shape, mode)
-
-
-def _optional_forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> str | None:
-    try:
-        _forward(model, shape, mode)
-    except Exception as error:  # see run_all_modes: an example label that does not fit is no fault of the model
-        return f'{type(error).__name__}: {error}'
-    return None
-
-
-def _forward(model: nn.Module, shape: tuple[int, ...], mode: str) -> Any:
     parameter = next(model.parameters(), torch.empty(0))
-    inputs = torch.randn(shape, dtype=parameter.dtype, device=parameter.device)
+    images = torch.randn(shape, dtype=parameter.dtype, device=parameter.device)
     if not has_modes(model):
-        return model(inputs)
-    return model(inputs, _samples(model, shape), mode=mode)
+        return model(images)
+    codebase = codebase_of(model)
+    return codebase.forward(model, images, codebase.samples(model, shape), mode)
 
 
-def _samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any] | None:
-    """Asks the library that the model comes from for annotations."""
-    if 'mmcls' in sys.modules:
-        from . import mmcls
-
-        if mmcls.owns(model):
-            return mmcls.samples(model, shape)
-    return None
+def codebase_of(model: nn.Module) -> Codebase:
+    """Returns what is known of the library that a model comes from; only libraries that were imported are asked."""
+    for name in (name for name in CODEBASES if name in sys.modules):
+        codebase = importlib.import_module(f'.{name}', __package__).CODEBASE
+        if codebase.owns(model):
+            return codebase
+    return UNKNOWN

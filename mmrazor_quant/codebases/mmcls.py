@@ -9,6 +9,8 @@ from mmcls.models import BaseClassifier, BaseRetriever
 from mmcls.structures import ClsDataSample
 from torch import nn
 
+from .base import Codebase
+
 
 def owns(model: nn.Module) -> bool:
     """Tells whether the model is one of mmcls."""
@@ -32,3 +34,6 @@ def _sample(index: int, shape: tuple[int, ...], classes: int | None) -> ClsDataS
         metainfo['num_classes'] = classes
     sample = ClsDataSample(metainfo=metainfo)
     return sample.set_gt_label(torch.tensor([index % 2]))
+
+
+CODEBASE = Codebase(owns, samples)

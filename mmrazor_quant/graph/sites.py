@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import Node
 
+from mmrazor_quant.tracing.nodes import scope_of
+
 from .layers import LAYER_TYPES
 from .multihead import linear_rows
 
@@ -97,13 +99,13 @@ def _match(node: Node, root: nn.Module) -> Iterator[tuple[str, str, tuple[Node, 
     elif node.op == 'call_function' and node.target in FUNCTIONAL_LAYERS:
         activation, weight = argument(node, 0, 'input'), argument(node, 1, 'weight')
         owner = _parameter_owner(weight)
-        yield FUNCTIONAL, _scope(node) if owner is None else owner, (activation,), weight
+        yield FUNCTIONAL, scope_of(node) if owner is None else owner, (activation,), weight
     elif _is_matmul(node):
-        yield MATMUL, _scope(node), tuple(node.all_input_nodes[:2]), None
+        yield MATMUL, scope_of(node), tuple(node.all_input_nodes[:2]), None
     elif node.op == 'call_function' and node.target is torch.einsum:
-        yield EINSUM, _scope(node), tuple(node.all_input_nodes), None
+        yield EINSUM, scope_of(node), tuple(node.all_input_nodes), None
     elif _is_add(node):
-        yield ADD, _scope(node), tuple(node.all_input_nodes), None
+        yield ADD, scope_of(node), tuple(node.all_input_nodes), None
 
 
 def _first_input(node: Node) -> Node:
@@ -127,12 +129,6 @@ def _is_add(node: Node) -> bool:
     )
     inputs = node.all_input_nodes
     return named and len(inputs) == 2 and all('shape' in n.meta for n in inputs)
-
-
-def _scope(node: Node) -> str:
-    """Returns the path of the module in whose forward a function was called."""
-    stack = node.meta.get('nn_module_stack')
-    return next(reversed(stack.values()))[0] if stack else ''
 
 
 def _parameter_owner(weight: Node) -> str | None:

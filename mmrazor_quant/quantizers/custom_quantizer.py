@@ -114,7 +114,7 @@ class CustomQuantizer:
                 ),
                 functools.partial(lower, root=module),
             )  # fmt: skip
-            island.recapture = functools.partial(self._recapture, plan)
+            island.recapture = functools.partial(self._recapture, plan, island.entries)
             island.install(module)
         self.qconfig.check_matched(findings.called)
         return findings, inserted
@@ -139,10 +139,16 @@ class CustomQuantizer:
         return pairs
 
     def _recapture(
-        self, plan: Plan, module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
+        self,
+        plan: Plan,
+        entries: frozenset[str],
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        dynamic: frozenset[int],
     ) -> fx.Graph:
         """Makes the graph for a call of a new kind or size, with the quantizers that there are."""
-        graph = capture_graph(self.tracer, module, args, kwargs, dynamic)
+        graph = capture_graph(self.tracer, module, args, kwargs, dynamic, entries)
         graph = fold(_decompose(graph, module), module, plan.folded)
         unseen = {s.owner for s in find_sites(graph, module) if s.kind in self.kinds} - {
             path.rpartition('.')[0] for path in plan.seen
@@ -240,8 +246,13 @@ def _tell_role(quantizer: nn.Module, is_weight: bool) -> None:
 
 
 def _shared_modules(model: nn.Module, islands: list[str]) -> frozenset[nn.Module]:
-    """Returns the modules that are part of more than one island."""
-    counts = Counter(module for path in islands for module in model.get_submodule(path).modules())
+    """Returns the modules that are part of more than one island, those of an island inside another counted once."""
+    parts = {path: set(model.get_submodule(path).modules()) for path in islands}
+    for outer in islands:
+        for inner in islands:
+            if inner != outer and f'{inner}.'.startswith(f'{outer}.' if outer else ''):
+                parts[outer] = parts[outer] - parts[inner]
+    counts = Counter(module for modules in parts.values() for module in modules)
     return frozenset(module for module, count in counts.items() if count > 1)
 
 

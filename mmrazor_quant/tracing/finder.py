@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,26 +16,12 @@ from torch import fx, nn
 from .errors import CaptureError, UnrecordedValueError
 from .island import Capture, Island, Signature, Variant, sizes_of
 from .nodes import EXTRAS
+from .recorder import Call, Example, Recording, record
 from .state import preserved, seeded
 from .tracer import LEAF_TYPES, CustomTracer
 
 LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 """Modules with weights that can be quantized."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One recorded call of a module.
-
-    Args:
-        args: detached copies of the positional arguments.
-        kwargs: detached copies of the keyword arguments.
-        example: which example it belongs to; 0 is the one captured, the others are for verification.
-    """
-
-    args: tuple
-    kwargs: dict[str, Any]
-    example: int
 
 
 @dataclass
@@ -46,20 +32,26 @@ class Findings:
         islands: the islands by module path.
         failures: why a module is not an island, by path.
         called: paths of the layers that the examples ran, in the order of their first call.
+        training_only: paths of the modules that ran in training and never in eval.
     """
 
     islands: dict[str, Island] = field(default_factory=dict)
     failures: dict[str, CaptureError] = field(default_factory=dict)
     called: list[str] = field(default_factory=list)
+    training_only: list[str] = field(default_factory=list)
 
 
-def find_islands(model: nn.Module, examples: list[Callable[[], None]], tracer: CustomTracer) -> Findings:
+def find_islands(model: nn.Module, examples: list[Example], tracer: CustomTracer) -> Findings:
     """Captures and verifies, from the top of the model downwards; nothing is installed yet.
+
+    A submodule that is also called from outside of the island it belongs to (branches of a head that a decoder calls)
+    becomes an island of its own, which the other one's graph calls. Modules that run in training only (auxiliary
+    heads, teachers) are not looked into: nothing of them is deployed.
 
     Args:
         model: the float model. Its buffers, parameters, training flags and the random state are left as they are.
         examples: functions that run the model, in train and eval, on an example; the first is captured, the others
-            (another batch and image size) only verify.
+            (another batch and image size) only verify. One that returns False could not run the model to the end.
         tracer: the tracer to capture with.
 
     Returns:
@@ -70,16 +62,27 @@ def find_islands(model: nn.Module, examples: list[Callable[[], None]], tracer: C
     if type(model).forward is not nn.Module.forward and _is_plain_module(model):
         frontier = ['']
     while frontier:
-        layers = {n for n, m in model.named_modules() if isinstance(m, LAYER_TYPES)} if not findings.called else set()
-        calls, ran = _record(model, [*frontier], layers, examples)
-        findings.called += ran
-        following: list[str] = []
-        for path in frontier:
-            module = model.get_submodule(path)
-            if has_layers(module) and not _capture_into(findings, model, path, calls[path], tracer):
-                following += [f'{path}.{name}' if path else name for name, _ in module.named_children()]
-        frontier = following
+        recording = record(model, frontier, examples, LAYER_TYPES)
+        findings.called = findings.called or recording.layers
+        frontier = [f'{path}.{name}'.lstrip('.') for path in frontier
+                    for name in _look_into(findings, model, path, recording, tracer)]  # fmt: skip
     return findings
+
+
+def _look_into(
+    findings: Findings, model: nn.Module, path: str, recording: Recording, tracer: CustomTracer
+) -> list[str]:
+    """Captures one candidate; returns the paths, below it, of what is to be tried next."""
+    module = model.get_submodule(path)
+    if not has_layers(module):
+        return []
+    if recording.is_of_training_only(path):
+        findings.training_only.append(path)
+        return []
+    entries = [entry[len(path) :].lstrip('.') for entry in recording.entries[path]]
+    if _capture_into(findings, model, path, recording.calls[path], tracer, frozenset(entries)):
+        return entries
+    return [name for name, _ in module.named_children()]
 
 
 def has_layers(module: nn.Module) -> bool:
@@ -92,68 +95,22 @@ def _is_plain_module(model: nn.Module) -> bool:
     return not isinstance(model, BaseModel) and not hasattr(model, 'predict')
 
 
-def _capture_into(findings: Findings, model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer) -> bool:
+def _capture_into(
+    findings: Findings, model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer, entries: frozenset[str]
+) -> bool:
     module = model.get_submodule(path)
-    if not calls:
-        findings.failures[path] = CaptureError('its forward is not called')
-        return False
     try:
-        findings.islands[path] = capture_island(model, path, calls, tracer)
+        findings.islands[path] = capture_island(model, path, calls, tracer, entries)
     except CaptureError as error:
         findings.failures[path] = error
-    if path in findings.islands:
-        return True
-    module._modules.pop(EXTRAS, None)
-    return False
-
-
-def _record(
-    model: nn.Module, paths: list[str], layers: set[str], examples: list[Callable[[], None]]
-) -> tuple[dict[str, list[Call]], list[str]]:
-    calls: dict[str, list[Call]] = {path: [] for path in paths}
-    ran: dict[str, None] = {}
-    with ExitStack() as stack:
-        stack.enter_context(preserved(model))
-        current = [0]
-        for path in paths:
-            hook = model.get_submodule(path).register_forward_pre_hook(
-                _recorder(calls[path], current), with_kwargs=True
-            )
-            stack.callback(hook.remove)
-        for path in layers:
-            hook = model.get_submodule(path).register_forward_pre_hook(
-                lambda module, args, path=path: ran.setdefault(path)
-            )
-            stack.callback(hook.remove)
-        for index, example in enumerate(examples):
-            current[0] = index
-            with torch.no_grad():
-                example()
-    return calls, list(ran)
-
-
-def _recorder(calls: list[Call], current: list[int]) -> Callable:
-    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        signature = Signature.of(args, kwargs)
-        if not any(c.example == current[0] and _matches(Signature.of(c.args, c.kwargs), signature) for c in calls):
-            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
-            calls.append(Call(args, kwargs, current[0]))
-
-    return hook
-
-
-def _matches(a: Signature, b: Signature) -> bool:
-    return a.spec == b.spec and a.inputs == b.inputs and _equal_constants(a, b)
-
-
-def _equal_constants(a: Signature, b: Signature) -> bool:
-    try:
-        return a.constants == b.constants
-    except RuntimeError:  # objects whose comparison is not a bool
+        module._modules.pop(EXTRAS, None)
         return False
+    return True
 
 
-def capture_island(model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer) -> Island:
+def capture_island(
+    model: nn.Module, path: str, calls: list[Call], tracer: CustomTracer, entries: frozenset[str] = frozenset()
+) -> Island:
     """Captures one module under both training flags and verifies it on every recorded call.
 
     Args:
@@ -161,6 +118,7 @@ def capture_island(model: nn.Module, path: str, calls: list[Call], tracer: Custo
         path: path of the module.
         calls: recorded calls of the module.
         tracer: the tracer to capture with.
+        entries: paths, below the module, of submodules that are called from outside of it too; the graphs call them.
 
     Returns:
         The island, not installed.
@@ -169,26 +127,39 @@ def capture_island(model: nn.Module, path: str, calls: list[Call], tracer: Custo
         CaptureError: the module cannot be captured, or what was captured differs from the module.
     """
     module = model.get_submodule(path)
-    variants = []
+    _check_called(module, calls, entries)
+    variants: list[Variant] = []
     for call in (c for c in calls if c.example == 0):
+        if any(_accepts(variant.signature, call) for variant in variants):
+            continue
         others = [c for c in calls if c.example != 0]
         signature = Signature.of(call.args, call.kwargs, _dynamic_positions(call, others))
         variant = Variant(signature, {})
-        checks = [call, *(c for c in others if _accepts(signature, c))]
+        checks = [call, *(c for c in calls if c is not call and _accepts(signature, c))]
         for training in (False, True):
             with preserved(model):
                 model.train(training)
                 for check in checks:
-                    _capture_and_verify(module, variant, check, tracer)
+                    _capture_and_verify(module, variant, check, tracer, entries)
         _share(variant)
         variants.append(variant)
-    if not variants:
-        raise CaptureError('it is not called on the first example')
     resized = any(c.example != 0 for c in calls) or None
-    return Island(path, variants, resized, functools.partial(capture_graph, tracer))
+    return Island(path, variants, resized, functools.partial(capture_graph, tracer, entries=entries), entries=entries)
 
 
-def _capture_and_verify(module: nn.Module, variant: Variant, call: Call, tracer: CustomTracer) -> None:
+def _check_called(module: nn.Module, calls: list[Call], entries: frozenset[str]) -> None:
+    if not calls:
+        raise CaptureError('its forward is not called')
+    if not any(call.example == 0 for call in calls):
+        raise CaptureError('it is not called on the first example')
+    layers = layer_paths(module)
+    if all(any(f'{layer}.'.startswith(f'{entry}.') for entry in entries) for layer in layers):
+        raise CaptureError('all its layers are called from outside of its forward')
+
+
+def _capture_and_verify(
+    module: nn.Module, variant: Variant, call: Call, tracer: CustomTracer, entries: frozenset[str]
+) -> None:
     """Sees to it that a variant has a graph for a call, under the module's present flag, that equals the module."""
     leaves = pytree.tree_leaves((call.args, call.kwargs))
     inputs = [leaves[i] for i in variant.signature.inputs]
@@ -199,7 +170,7 @@ def _capture_and_verify(module: nn.Module, variant: Variant, call: Call, tracer:
         # Made for other sizes, it is wrong for these without a guard to say so.
         capture.exact, capture.sizes = True, capture.sizes - {sizes_of(inputs)}
     args, kwargs = _copied(call)
-    graph = capture_graph(tracer, module, args, kwargs, variant.signature.dynamic)
+    graph = capture_graph(tracer, module, args, kwargs, variant.signature.dynamic, entries)
     capture = Capture(graph, {sizes_of(inputs)}, exact=capture is not None)
     variant.captures.setdefault(module.training, []).append(capture)
     difference = _difference(module, capture, variant.signature.inputs, call)
@@ -217,7 +188,12 @@ def _share(variant: Variant) -> None:
 
 
 def capture_graph(
-    tracer: CustomTracer, module: nn.Module, args: tuple, kwargs: dict[str, Any], dynamic: frozenset[int]
+    tracer: CustomTracer,
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    dynamic: frozenset[int],
+    entries: frozenset[str] = frozenset(),
 ) -> fx.Graph:
     """Captures one call; a submodule that makes tensors no torch function shows (a custom op) stays one opaque call.
 
@@ -227,6 +203,7 @@ def capture_graph(
         args: positional arguments; not changed.
         kwargs: keyword arguments; not changed.
         dynamic: positions of numbers that vary between calls.
+        entries: paths of submodules that are called, not looked into.
 
     Returns:
         The graph.
@@ -234,12 +211,13 @@ def capture_graph(
     Raises:
         CaptureError: the call cannot be captured.
     """
-    opaque: frozenset[str] = frozenset()
+    opaque = entries
     while True:
         copies = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
         try:
             with preserved(module):
-                return tracer.capture(module, *copies, dynamic, opaque)
+                # A copy: an island that this graph calls may have to capture a new size on the way.
+                return copy.copy(tracer).capture(module, *copies, dynamic, opaque)
         except UnrecordedValueError as error:
             if not error.scope or error.scope in opaque:
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from torch import fx, nn
 
 from .errors import CaptureError
 from .nodes import has_guards
+from .untraced import UntracedCall
 
 _ISLAND = '_captured_island'
 
@@ -50,6 +53,11 @@ class Signature:
         inputs = tuple(i for i, leaf in enumerate(leaves) if i in dynamic or isinstance(leaf, torch.Tensor))
         constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if i not in inputs)
         return Signature(spec, constants, inputs, dynamic)
+
+    def copied(self, memo: dict[int, Any]) -> Signature:
+        """Returns the signature for a copy of the model: modules among the constants are those of the copy."""
+        constants = tuple((i, copy.deepcopy(v, memo) if isinstance(v, nn.Module) else v) for i, v in self.constants)
+        return dataclasses.replace(self, constants=constants)
 
     def accepts(self, leaves: list[Any], spec: pytree.TreeSpec) -> bool:
         """Tells whether flattened arguments fit."""
@@ -121,6 +129,7 @@ class Island:
         resized: whether equality was also seen at a second input size (None: the model takes one size only).
         recapture: makes the graph for a call that no capture holds for.
         lower: makes of each graph the one to run; None: the graph itself.
+        entries: paths, below the module, of islands of their own that the graphs call.
     """
 
     path: str
@@ -128,6 +137,7 @@ class Island:
     resized: bool | None = None
     recapture: Recapture | None = None
     lower: Lower | None = None
+    entries: frozenset[str] = frozenset()
     _warned: bool = False
     _refused: set[tuple] = field(default_factory=set)
 
@@ -158,8 +168,8 @@ class Island:
         for variant in self.variants:
             copies = {id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower) for c in variant.unique()}
             captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
-            variants.append(Variant(variant.signature, captures))
-        return Island(self.path, variants, self.resized, self.recapture, self.lower)
+            variants.append(Variant(variant.signature.copied(memo), captures))
+        return Island(self.path, variants, self.resized, self.recapture, self.lower, self.entries)
 
     def map_graphs(self, transform: Callable[[fx.Graph], fx.Graph], lower: Lower | None = None) -> None:
         """Replaces every graph.
@@ -249,7 +259,17 @@ class _Probe(nn.Module):
     def __init__(self, target: nn.Module, function: Callable) -> None:
         super().__init__()
         self.target = target
+        # What the graph calls and does not contain.
+        self.others = nn.ModuleList([m.owner for m in target.modules() if isinstance(m, UntracedCall)])
         self.function = function
+
+    def on_meta(self) -> dict[str, torch.Tensor]:
+        """Returns parameters and buffers without data, those of a module that has several names once."""
+        return {
+            f'{path}.{name}'.lstrip('.'): tensor.to('meta')
+            for path, module in self.named_modules()
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        }
 
     def forward(self, *inputs: Any) -> None:
         self.function(self.target, *inputs)
@@ -258,11 +278,11 @@ class _Probe(nn.Module):
 def _passes_guards(function: Callable, module: nn.Module, inputs: list[Any]) -> bool:
     """Runs a captured function on the meta device, where only sizes are computed and nothing has side effects."""
     probe = _Probe(module, function)
-    state = {n: t.to('meta') for n, t in (*probe.named_parameters(), *probe.named_buffers())}
     meta = [value.detach().to('meta') if isinstance(value, torch.Tensor) else value for value in inputs]
     try:
         with torch.no_grad():
-            torch.func.functional_call(probe, state, tuple(meta))
+            # Tied by torch, a module that has several names would not get its own tensors back.
+            torch.func.functional_call(probe, probe.on_meta(), tuple(meta), tie_weights=False)
     except Exception:  # a guard, or an operation that does not run without data: capture for this very size
         return False
     return True

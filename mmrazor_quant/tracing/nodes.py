@@ -7,6 +7,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx import Node
 
+from mmrazor_quant.compat import CPU_FALLBACKS
+
 from .errors import SizeMismatchError
 
 EXTRAS = 'traced_extras'
@@ -27,6 +29,22 @@ def has_guards(graph: fx.Graph) -> bool:
 def node_name(node: Node) -> str:
     """Returns the name of the function or method that a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, '__name__', '')
+
+
+def scope_of(node: Node) -> str:
+    """Returns the path of the module in whose forward a function was called."""
+    stack = node.meta.get('nn_module_stack')
+    return next(reversed(stack.values()))[0] if stack else ''
+
+
+def custom_operation(node: Node) -> str | None:
+    """Returns the name of an operation of another library than torch that a node calls; None for any other node."""
+    if node.op != 'call_function':
+        return None
+    if isinstance(node.target, AutogradCall):
+        return node.target.__name__
+    is_fallback = (getattr(node.target, '__module__', ''), node_name(node)) in CPU_FALLBACKS
+    return node_name(node) if is_fallback else None
 
 
 class AutogradCall:

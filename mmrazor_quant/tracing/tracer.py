@@ -14,9 +14,10 @@ from torch import fx, nn
 from torch.fx import Node
 from torch.overrides import is_tensor_method_or_property
 
-from mmrazor_quant.compat import intercepted_autograd_functions
+from mmrazor_quant.compat import intercepted_autograd_functions, intercepted_fallbacks
 from mmrazor_quant.registry import TASK_UTILS
 
+from .assertions import check_holds, is_asserting
 from .data_dependence import LENGTH_FROM_SIZE, READS_DATA, depends_on_data
 from .errors import CaptureError, DataDependentError, UnrecordedValueError
 from .nested import attribute_tensors, is_number, is_plain, leaves, rebuild
@@ -62,6 +63,7 @@ class CustomTracer(fx.Tracer):
         self._comparisons: set[tuple] = set()
         self._known_tensors: dict[int, torch.Tensor] = {}
         self._registered: dict[int, str] = {}
+        self._foreign_paths: set[str] = set()
         self._evaluating = False
 
     def capture(
@@ -93,7 +95,8 @@ class CustomTracer(fx.Tracer):
         self._registered = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         try:
             functions = intercepted_autograd_functions(self._autograd_function)
-            with torch.enable_grad(), self._untraced_methods(root), functions, RecordingMode(self):
+            fallbacks = intercepted_fallbacks(self._fallback)
+            with torch.enable_grad(), self._untraced_methods(root), functions, fallbacks, RecordingMode(self):
                 graph = self.trace(root)
             return _remove_unused(graph, self._values)
         finally:
@@ -119,9 +122,16 @@ class CustomTracer(fx.Tracer):
 
         return flat_forward, inputs
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Returns the path of a submodule; a module from elsewhere in the model is called through a stand-in."""
+        path = self.submodule_paths.get(mod) if self.submodule_paths else None
+        return self._foreign(mod) if path is None else path
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers, opaque modules and torch.nn's childless modules are nodes; all else is traced through."""
         if module_qualified_name in self._opaque or isinstance(m, (*LEAF_TYPES, UntracedCall)):
+            return True
+        if module_qualified_name in self._foreign_paths:
             return True
         return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
@@ -206,6 +216,8 @@ class CustomTracer(fx.Tracer):
     def record(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Records a call of a torch function or tensor method that has traced values among its arguments."""
         name = func.__name__
+        if name == '__bool__' and is_asserting():
+            return self._assertion(args[0])
         if name in READS_DATA:
             raise DataDependentError(f'Tensor.{name} reads the data of {_describe(args[0])}')
         if name == '__get__':
@@ -234,6 +246,12 @@ class CustomTracer(fx.Tracer):
         if all(id(t) in self._known_tensors or id(t) in self._registered for t in tensors):
             self._known_tensors.update((id(t), t) for t in produced)
         return value
+
+    def _assertion(self, tensor: Any) -> bool:
+        """Leaves an assertion about data in the graph."""
+        answer = bool(self._values[tensor.node])
+        self.create_node('call_function', check_holds, (tensor.node, answer), {})
+        return answer
 
     def _length(self, tensor: Any) -> int:
         length = len(self._values[tensor.node])
@@ -334,6 +352,11 @@ class CustomTracer(fx.Tracer):
             return apply(*args, **kwargs)
         return self.create_proxy('call_function', AutogradCall(function), args, kwargs)
 
+    def _fallback(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self._evaluating or not any(node_of(leaf) is not None for leaf in leaves((args, kwargs))):
+            return function(*args, **kwargs)
+        return self.create_proxy('call_function', function, args, kwargs)
+
     # -- constants and opaque calls --------------------------------------------------------------------------------
 
     def _constant(self, tensor: torch.Tensor) -> Node:
@@ -369,6 +392,17 @@ class CustomTracer(fx.Tracer):
         finally:
             for module, name in diverted:
                 del vars(module)[name]
+
+    def _foreign(self, module: nn.Module) -> str:
+        """Returns the path of a call of a module that is not below the root; it keeps its place in the model."""
+        extras = extras_of(self.root)
+        known = (n for n, m in extras.named_children() if isinstance(m, UntracedCall) and m.calls(module, '__call__'))
+        name = next(known, None)
+        if name is None:
+            name = f'module_{sum(isinstance(m, UntracedCall) for m in extras.children())}'
+            extras.add_module(name, UntracedCall(module, '__call__'))
+        self._foreign_paths.add(f'{EXTRAS}.{name}')
+        return f'{EXTRAS}.{name}'
 
     def _opaque_method(self, root: nn.Module, owner: nn.Module, path: str, name: str) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:

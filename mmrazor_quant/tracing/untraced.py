@@ -72,6 +72,15 @@ class UntracedCall(nn.Module):
         self._owner = (owner,)
         self.method = method
 
+    @property
+    def owner(self) -> nn.Module:
+        """The module whose method it is."""
+        return self._owner[0]
+
+    def calls(self, owner: nn.Module, method: str) -> bool:
+        """Tells whether this calls a given method of a given module."""
+        return self._owner[0] is owner and self.method == method
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         owner = self._owner[0]
         return getattr(type(owner), self.method)(owner, *args, **kwargs)

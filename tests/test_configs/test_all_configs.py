@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmcls
+import mmcls.utils
+import mmdet.utils
 import pytest
 import yaml
-from mmcls.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS
 
@@ -30,12 +30,21 @@ QUANTIZED = [name for name in CONFIGS if name.split('/')[0] in ('ptq', 'qat')]
 STOCK = [name for name in QUANTIZED if 'benchmark' not in name]
 NETWORKS = ['resnet18', 'resnet50', 'mobilenet-v2', 'mobilenet-v3-small', 'efficientnet-b0', 'repvgg-A0']
 NETWORKS += ['vit-base-p16', 'swin-tiny', 'convnext-tiny']
+DETECTORS = ['retinanet_r50', 'fcos_r50', 'atss_r50', 'yolox-nano', 'yolox-tiny', 'yolox-s', 'rtmdet-tiny', 'ssdlite']
+DETECTORS += ['faster-rcnn_r50', 'mask-rcnn_r50', 'detr_r50']
+PACKAGES = {'mmcls': mmcls, 'mmdet': mmdet}
+
+
+def scope_of(name: str) -> str:
+    """Give the package that a config's network comes from, which its data tell."""
+    return 'mmdet' if re.search(r'_coco\d*\.py$', name) else 'mmcls'
 
 
 @pytest.fixture(autouse=True, scope='module')
 def registered() -> None:
-    """Have the modules of mmcls in its registries."""
-    register_all_modules(init_default_scope=False)
+    """Have the modules of mmcls and mmdet in their registries."""
+    mmcls.utils.register_all_modules(init_default_scope=False)
+    mmdet.utils.register_all_modules(init_default_scope=False)
 
 
 @functools.cache
@@ -60,10 +69,10 @@ def dicts_of(value: Any) -> Iterator[dict]:
             yield from dicts_of(each)
 
 
-def check_types(registry: Any, value: Any) -> None:
+def check_types(registry: Any, value: Any, scope: str) -> None:
     """Look every type in a part of a config up, as building it would."""
     for each in dicts_of(value):
-        with registry.switch_scope_and_registry(each.get('_scope_', 'mmcls')) as scoped:
+        with registry.switch_scope_and_registry(each.get('_scope_', scope)) as scoped:
             assert scoped.get(each['type']) is not None, each['type']
 
 
@@ -78,18 +87,19 @@ def test_survives_a_dump(name, tmp_path):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_types_exist(name):
     cfg = load(name)
-    model = cfg.model.get('architecture', cfg.model)
+    model, scope = cfg.model.get('architecture', cfg.model), scope_of(name)
 
-    assert cfg.default_scope == 'mmcls'
-    check_types(MODELS, {key: model[key] for key in ('type', 'backbone', 'neck', 'head') if model.get(key)})
-    check_types(OPTIMIZERS, cfg.get('optim_wrapper', {}).get('optimizer'))
-    check_types(PARAM_SCHEDULERS, cfg.get('param_scheduler'))
-    check_types(HOOKS, [cfg.get('default_hooks'), cfg.get('custom_hooks')])
+    assert cfg.default_scope == scope
+    check_types(MODELS, {key: model[key] for key in ('type', 'backbone', 'neck', 'head') if model.get(key)}, scope)
+    check_types(OPTIMIZERS, cfg.get('optim_wrapper', {}).get('optimizer'), scope)
+    check_types(PARAM_SCHEDULERS, cfg.get('param_scheduler'), scope)
+    hooks = [*cfg.get('default_hooks', {}).values(), *cfg.get('custom_hooks', [])]
+    check_types(HOOKS, [{'type': hook['type']} for hook in hooks if 'type' in hook], scope)
     loaders = [cfg[key] for key in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(key)]
     for dataset in [loader['dataset'] for loader in loaders]:
-        check_types(DATASETS, {'type': dataset['type']})
-        check_types(TRANSFORMS, dataset.get('pipeline'))
-    check_types(METRICS, [cfg.get('val_evaluator'), cfg.get('test_evaluator')])
+        check_types(DATASETS, {'type': dataset['type']}, scope)
+        check_types(TRANSFORMS, dataset.get('pipeline'), scope)
+    check_types(METRICS, [cfg.get('val_evaluator'), cfg.get('test_evaluator')], scope)
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '_w' in name])
@@ -108,6 +118,7 @@ def test_quantizer_accepts_its_qconfig(name):
 def test_loops_take_their_arguments(name, field):
     loop = load(name).get(field, {}).copy()
     kind = loop.pop('type', None)
+    loop.pop('_scope_', None)
     is_ptq, is_qat = name.startswith('ptq/') and field == 'test_cfg', name.startswith('qat/') and field == 'train_cfg'
 
     assert (kind == 'mmrazor.PTQLoop') or not is_ptq
@@ -126,27 +137,37 @@ def test_networks_have_configs(kind, network):
     assert f'{kind}/{network}_w8a8_in1k.py' in STOCK
 
 
+@pytest.mark.parametrize('detector', DETECTORS)
+@pytest.mark.parametrize('kind', ['ptq', 'qat'])
+def test_detectors_have_configs(kind, detector):
+    assert f'{kind}/{detector}_w8a8_coco.py' in STOCK
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_architecture_and_weights_belong_together(name):
-    """What mmcls itself gives as the weights of the config that the architecture comes from."""
-    models = Path(mmcls.__file__).parent / '.mim' / 'configs'
-    path = stock_base(ROOT / name)
-    stock = Config.fromfile(models / path.removeprefix('mmcls::'))
-    metafile = yaml.safe_load((models / Path(path.removeprefix('mmcls::')).parent / 'metafile.yml').read_text())
-    weights = [model['Weights'] for model in metafile['Models'] if model['Config'].endswith(path.partition('::')[2])]
+    """What the package itself gives as the weights of the config that the architecture comes from."""
+    package, _, path = stock_base(ROOT / name).partition('::')
+    models = Path(PACKAGES[package].__file__).parent / '.mim' / 'configs'
+    stock = Config.fromfile(models / path)
+    metafile = yaml.safe_load((models / Path(path).parent / 'metafile.yml').read_text())
+    weights = [model['Weights'] for model in metafile['Models'] if model['Config'].endswith(path)]
 
     cfg = load(name)
 
-    assert cfg.model.float_checkpoint in weights
+    assert package == scope_of(name)
     assert strip_scope(cfg.model.architecture) == strip_scope(stock.model)
     assert strip_scope(cfg.test_dataloader) == strip_scope(stock.test_dataloader)
-    check_checkpoint(cfg.model.float_checkpoint, 'float_checkpoint')
+    if weights:
+        assert cfg.model.float_checkpoint in weights
+        check_checkpoint(cfg.model.float_checkpoint, 'float_checkpoint')
+    else:
+        assert cfg.model.float_checkpoint.startswith(f'work_dirs/{Path(path).stem}/')
 
 
 def stock_base(path: Path) -> str:
-    """Give the config of mmcls that one inherits, maybe through another."""
+    """Give the config of a package that one inherits, maybe through another."""
     text = path.read_text()
-    own = re.search(r"'(mmcls::[^']+)'", text)
+    own = re.search(r"'(mm(?:cls|det)::[^']+)'", text)
     return own[1] if own else stock_base(path.parent / re.search(r"_base_ = '([^']+)'", text)[1])
 
 
@@ -167,7 +188,21 @@ def test_nothing_of_the_stock_schedule_is_left(name):
     assert cfg.param_scheduler[0].T_max == cfg.train_cfg.max_epochs
     assert set(cfg.optim_wrapper) == set(cfg.qat_optim_wrapper)
     assert set(cfg.optim_wrapper.optimizer) == set(cfg.qat_optim_wrapper.optimizer)
-    assert cfg.get('custom_hooks', []) == []
+    if scope_of(name) == 'mmcls':
+        assert cfg.get('custom_hooks', []) == []
+
+
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if scope_of(name) == 'mmdet' and 'yolox' in name])
+def test_images_are_not_mixed_when_detectors_are_fine_tuned(name):
+    cfg = load(name)
+    switch = [hook for hook in cfg.get('custom_hooks', []) if hook.type == 'YOLOXModeSwitchHook']
+
+    if 'benchmark' in name:
+        types = {transform.type for transform in cfg.train_dataloader.dataset.pipeline}
+        assert types.isdisjoint({'Mosaic', 'MixUp', 'RandomAffine'})
+    elif name.startswith('qat/'):
+        # The hook acts before the epoch of this number (from 1 on).
+        assert [cfg.train_cfg.max_epochs - hook.num_last_epochs for hook in switch] == [1]
 
 
 @pytest.mark.parametrize('name', [name for name in QUANTIZED if 'w4a4' in name])

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmdet.utils
 import numpy as np
 import pytest
 from mmcls.registry import DATASETS
 from mmcls.utils import register_all_modules
+from mmdet.registry import DATASETS as MMDET_DATASETS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR10 = 'ptq/benchmark/resnet20_w8a8_cifar10.py'
@@ -81,6 +84,23 @@ def run_tool(tool: str, config: str, cwd: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
+
+
+def test_images_and_boxes_of_coco(data_root):
+    mmdet.utils.register_all_modules(init_default_scope=False)
+    cfg = load('ptq/benchmark/yolox-nano_w8a8_coco94.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        evaluated, calibrated, trained = (
+            MMDET_DATASETS.build(copy.deepcopy(cfg[name].dataset))
+            for name in ('test_dataloader', 'calibrate_dataloader', 'train_dataloader')
+        )
+        samples = [evaluated[0], calibrated[0], trained[0]]
+
+    assert (len(evaluated), len(calibrated), len(trained)) == (94, 160, 160)
+    assert {tuple(sample['inputs'].shape) for sample in samples} == {(3, 416, 416)}
+    assert len(samples[2]['data_samples'].gt_instances.bboxes) > 0
+    ids = [{each['img_id'] for each in (d.get_data_info(i) for i in range(len(d)))} for d in (evaluated, calibrated)]
+    assert ids[0].isdisjoint(ids[1])
 
 
 FEW = ['train_dataloader.dataset.indices=128', 'test_dataloader.dataset.indices=300']

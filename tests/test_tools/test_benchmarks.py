@@ -39,6 +39,14 @@ def test_calibration():
     assert min(figures.values()) > 0
 
 
+@pytest.mark.slow
+def test_capture():
+    figures = run('capture.py', '--models', 'resnet20', 'yolox-nano', '--rounds', '5', '--threads', '1')
+
+    assert set(figures) == {'resnet20', 'yolox-nano'}
+    assert min(figures.values()) > 0
+
+
 def test_unknown_fake_quantizer_is_refused_with_the_known_ones():
     command = [sys.executable, str(BENCHMARKS / 'qat_step.py'), '--fake-quants', 'lsq,magic']
 

@@ -1,0 +1,15 @@
+# YOLOX-tiny: 8-bit weights and activations, quantized after training.
+_base_ = [
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    '../_base_/qconfigs/w8a8_minmax.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/yolox/'
+    'yolox_tiny_8x8_300e_coco/yolox_tiny_8x8_300e_coco_20211124_171234-b4047906.pth',
+)
+test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=32)

@@ -1,0 +1,31 @@
+# YOLOX-nano (float: 31.9 mAP on the same 94 images): 8-bit weights and activations, trained quantization-aware on 160
+# images of COCO with YOLOX's own hooks.
+_base_ = [
+    '../../_base_/models/yolox-nano_coco94.py',
+    '../../_base_/qconfigs/w8a8_ema.py',
+]
+
+# See ptq/benchmark/yolox-nano_w8a8_coco94.py.
+stem = dict(name='backbone.stage1.0.depthwise_conv.conv', a_qscheme=dict(bit=16))
+qconfig = dict(overrides=[stem])
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=dict(_base_.qconfig, **qconfig)),
+    float_checkpoint=_base_.float_checkpoint,
+)
+train_cfg = dict(
+    _delete_=True,
+    type='mmrazor.QATEpochBasedLoop',
+    max_epochs=3,
+    val_interval=1,
+    calibrate_steps=20,
+    observe_end=2,
+    freeze_bn_begin=0,
+)
+optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='SGD', lr=2e-5, momentum=0.9))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
+# The loss on boxes that YOLOX adds for its last epochs begins with the second epoch.
+custom_hooks = [dict(type='YOLOXModeSwitchHook', num_last_epochs=1, priority=48), *_base_.custom_hooks[1:]]
+auto_scale_lr = dict(_delete_=True, base_batch_size=8)

@@ -1,0 +1,20 @@
+# DETR: 8-bit weights and activations, trained quantization-aware.
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    '../_base_/qconfigs/w8a8_ema.py',
+    '../_base_/schedules/qat_det_6e_adamw.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmdetection/v3.0/detr/'
+    'detr_r50_8xb2-150e_coco/detr_r50_8xb2-150e_coco_20221023_153551-436d03e8.pth',
+)
+train_cfg = dict(_delete_=True, **_base_.qat_loop)
+optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
+param_scheduler = _base_.qat_param_scheduler
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
+auto_scale_lr = dict(base_batch_size=16)

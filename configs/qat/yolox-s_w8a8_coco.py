@@ -1,0 +1,25 @@
+# YOLOX-s: 8-bit weights and activations, trained quantization-aware.
+_base_ = [
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+    '../_base_/qconfigs/w8a8_ema.py',
+    '../_base_/schedules/qat_det_6e.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmrazor.GeneralQuant',
+    architecture=_base_.model,
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
+    float_checkpoint='https://download.openmmlab.com/mmdetection/v2.0/yolox/'
+    'yolox_s_8x8_300e_coco/yolox_s_8x8_300e_coco_20211121_095711-4592a793.pth',
+)
+train_cfg = dict(_delete_=True, **_base_.qat_loop)
+optim_wrapper = dict(_delete_=True, **_base_.qat_optim_wrapper)
+param_scheduler = _base_.qat_param_scheduler
+# Without mosaic and mix-up from the start, as in the last epochs of the stock schedule.
+custom_hooks = [
+    dict(type='YOLOXModeSwitchHook', num_last_epochs=_base_.qat_epochs - 1, priority=48),
+    *_base_.custom_hooks[1:],
+]
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
+auto_scale_lr = dict(base_batch_size=16)

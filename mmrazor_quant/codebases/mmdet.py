@@ -1,0 +1,133 @@
+"""What is known of mmdet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.models import BaseDetector, BaseMOTModel
+from mmdet.structures import DetDataSample, TrackDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+from .base import Codebase
+
+BOXES = ((0.1, 0.1, 0.5, 0.6), (0.3, 0.2, 0.9, 0.8), (0.05, 0.5, 0.4, 0.95))
+"""Left, top, right and bottom of the objects of every example image, as parts of its width and height."""
+MAX_DETECTIONS, MAX_CANDIDATES = 20, 200
+"""Of an example, where scores are those of noise: how many detections, and candidates for them, are looked at."""
+_LIMITS = {'score_thr': 0.0, 'max_per_img': MAX_DETECTIONS, 'nms_pre': MAX_CANDIDATES}
+FRAMES = 2
+_HEADS_FOR_MASKS = ('mask_head', 'panoptic_head')
+
+
+def owns(model: nn.Module) -> bool:
+    """Tells whether the model is one of mmdet."""
+    return isinstance(model, (BaseDetector, BaseMOTModel))
+
+
+def samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any]:
+    """Returns one annotation an image: three objects with boxes, masks where there is a head for them, and the like.
+
+    Args:
+        model: a detector.
+        shape: shape (batch, channels, height, width) of the images.
+    """
+    classes = min(_numbers_of_classes(model), default=1)
+    device = next(model.parameters(), torch.empty(0)).device
+    with_masks = any(getattr(m, name, None) is not None for m in model.modules() for name in _HEADS_FOR_MASKS)
+    return [_sample(i, shape[2:], classes, with_masks).to(device) for i in range(shape[0])]
+
+
+def _numbers_of_classes(model: nn.Module) -> Iterator[int]:
+    for module in model.modules():
+        count = getattr(module, 'num_classes', None)
+        if isinstance(count, int) and count > 0:
+            yield count
+
+
+def _sample(index: int, size: tuple[int, int], classes: int, with_masks: bool) -> DetDataSample:
+    height, width = size
+    boxes = torch.tensor(BOXES) * torch.tensor([width, height, width, height])
+    labels = (torch.arange(len(BOXES)) + index) % classes
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=index, img_path=f'{index}.jpg', img_shape=size, ori_shape=size, pad_shape=size,
+            batch_input_shape=size, scale_factor=(1.0, 1.0), flip=False, flip_direction=None,
+            border=np.zeros(4, dtype=np.float32), frame_id=index, video_length=FRAMES,
+        )
+    )  # fmt: skip
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, instances_ids=torch.arange(len(BOXES)))
+    sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=labels[:0])
+    if with_masks:
+        # Some assigners look at masks wherever there are any.
+        sample.gt_instances.masks = _masks(boxes, size)
+        sample.ignored_instances.masks = BitmapMasks([], *size)
+    sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.linspace(0.9, 0.5, len(BOXES)))
+    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long))
+    return sample
+
+
+def _masks(boxes: Tensor, size: tuple[int, int]) -> BitmapMasks:
+    masks = np.zeros((len(boxes), *size), dtype=np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
+        mask[top:bottom, left:right] = 1
+    return BitmapMasks(masks, *size)
+
+
+def forward(model: nn.Module, images: Tensor, samples: list[Any], mode: str) -> Any:
+    """Runs a detector in a mode; a tracker on the images as the frames of one video.
+
+    Args:
+        model: a detector or tracker.
+        images: shape (batch, channels, height, width).
+        samples: one annotation an image.
+        mode: ``loss``, ``predict`` or ``tensor``.
+    """
+    if not isinstance(model, BaseMOTModel):
+        return model(images, samples, mode=mode)
+    video = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1], ori_length=len(samples)))
+    video.video_data_samples = samples
+    return model(images[None], [video], mode=mode)
+
+
+@contextmanager
+def settings(model: nn.Module) -> Iterator[None]:
+    """Has noise detected as well as objects are, but little of it, so that the stages after the first one run.
+
+    Args:
+        model: a detector; its test settings are changed for as long as the block runs.
+    """
+    changed: list[tuple[Any, str, Any]] = []
+    try:
+        for config in _test_settings(model):
+            for name, limit in _LIMITS.items():
+                value = config.get(name)
+                if isinstance(value, (int, float)) and value != limit:
+                    changed.append((config, name, value))
+                    config[name] = limit if name == 'score_thr' else min(value, limit)
+        yield
+    finally:
+        for config, name, value in reversed(changed):
+            config[name] = value
+
+
+def _test_settings(model: nn.Module) -> Iterator[Any]:
+    """Yields every mapping in the test settings of a model's parts, each once."""
+    seen: set[int] = set()
+    waiting = [getattr(module, 'test_cfg', None) for module in model.modules()]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            waiting += value.values()
+
+
+CODEBASE = Codebase(
+    owns, samples, forward, modes=(('predict', False), ('tensor', False), ('loss', True)), settings=settings
+)
