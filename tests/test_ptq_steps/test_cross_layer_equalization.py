@@ -361,7 +361,7 @@ def test_convert_keeps_the_bounds():
 
 
 class Outside(nn.Module):
-    """Uses a layer of what can be captured in code that cannot: it depends on the data."""
+    """Uses a weight of what can be captured in code that cannot: it depends on the data."""
 
     def __init__(self):
         super().__init__()
@@ -369,7 +369,21 @@ class Outside(nn.Module):
 
     def forward(self, x):
         y = self.block(x)
+        return y.mean() + nn.functional.conv2d(x, self.block[0].weight).mean() if y.sum() > -1e9 else y
+
+
+class CalledFromOutside(Outside):
+    """Calls the layer itself: it is an island of its own then, and no part of a pair."""
+
+    def forward(self, x):
+        y = self.block(x)
         return y.mean() + self.block[0](x).mean() if y.sum() > -1e9 else y
+
+
+def test_layers_that_are_called_from_outside_of_their_island_are_in_no_pair():
+    model = prepared(CalledFromOutside)
+
+    assert find_chains(model.architecture).links == []
 
 
 def test_pairs_that_code_outside_of_graphs_uses_are_given_back():
