@@ -24,7 +24,7 @@ train_cfg = dict(
     observe_end=2,
     freeze_bn_begin=0,
 )
-# AdamW: with resting batch norms the gradients of this network's weights differ by orders of magnitude.
+# AdamW: SGD at a learning rate of 2e-5 ended the first epoch at 0.0 mAP.
 optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-5, weight_decay=0.0))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
 # The loss on boxes that YOLOX adds for its last epochs begins with the second epoch.
