@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmrazor_quant.engine.quant_model import QuantModel
+from mmrazor_quant.graph.frozen import frozen_weights
 
 LOG_INTERVAL = 10
 """Batches between two lines of progress."""
@@ -54,7 +55,9 @@ def calibrate(
     model.set_quant_state(
         weight_observer=False, weight_fake_quant=weights_quantized, act_observer=True, act_fake_quant=False
     )
-    if _run_batches(model, batches, steps) == 0:
+    with frozen_weights(model):
+        done = _run_batches(model, batches, steps)
+    if done == 0:
         raise ValueError(f'{field} gives no data: the calibration set is empty')
     model.compute_act_qparams()
     for tensor in model.state_dict().values():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bias import quantized_bias
+from .frozen import is_frozen, once
 
 LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
 BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm,)
@@ -121,9 +122,13 @@ def quantized_layer(
         bias_input: quantizer of the input, to quantize the bias with; None leaves the bias float.
         **kwargs: the same by name.
     """
-    weight = layer.weight_fake_quant(layer.weight)
-    bias = quantized_bias(layer.bias, bias_input, layer.weight_fake_quant)
+    weight, bias = once(layer, bias_input, lambda: _quantized(layer, bias_input))
     return call_layer(layer, x, weight, bias, *args, **kwargs)
+
+
+def _quantized(layer: nn.Module, bias_input: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    weight = layer.weight_fake_quant(layer.weight)
+    return weight, quantized_bias(layer.bias, bias_input, layer.weight_fake_quant)
 
 
 def batch_norm_factor(norm: nn.Module) -> Tensor:
@@ -156,7 +161,9 @@ def quantized_layer_norm(
 ) -> Tensor:
     """Runs a layer and the batch norm behind it, with the folded weight fake-quantized.
 
-    With running statistics (evaluation, frozen) this is the folded layer. While the batch norm learns from the
+    With running statistics (evaluation, frozen) this is the folded layer, but for a quantizer that does nothing: then
+    both run as in the float network, to the last bit, unless the weights are computed once
+    (:func:`.frozen.frozen_weights`). While the batch norm learns from the
     batch, the weight is folded with the running statistics, quantized, and unfolded again, so that the batch norm
     behind it sees its usual input (up to quantization) and goes on learning.
 
@@ -169,13 +176,18 @@ def quantized_layer_norm(
         **kwargs: the same by name.
     """
     quantizer = layer.weight_fake_quant
-    if is_idle(quantizer):
+    if is_idle(quantizer) and (norm.training or not is_frozen(layer)):
         return norm(call_layer(layer, x, quantizer(layer.weight), layer.bias, *args, **kwargs))
     if not norm.training:
-        weight = quantizer(folded_weight(layer, norm))
-        bias = quantized_bias(folded_bias(layer, norm), bias_input, quantizer)
+        weight, bias = once(layer, (norm, bias_input), lambda: _folded(layer, norm, bias_input))
         return call_layer(layer, x, weight, bias, *args, **kwargs)
     return norm(call_layer(layer, x, unfolded_weight(layer, norm), layer.bias, *args, **kwargs))
+
+
+def _folded(layer: nn.Module, norm: nn.Module, bias_input: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    quantizer = layer.weight_fake_quant
+    weight = quantizer(folded_weight(layer, norm))
+    return weight, quantized_bias(folded_bias(layer, norm), bias_input, quantizer)
 
 
 def unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
-from mmrazor_quant.ops import normalized
+from mmrazor_quant.ops import activated, normalized
 
 from .layers import call_layer, is_idle, quantized_layer_norm, unfolded_weight
 
@@ -50,7 +51,8 @@ def layer_norm_act(
         The quantized result, and the unquantized one if it is needed, else None.
     """
     # The activation may have been replaced since the graph was made.
-    if _learns(layer, norm) and ends_of(act) is not None and not any(map(_has_hooks, (norm, identity, act, quantizer))):
+    is_known = ends_of(act) is not None and not any(map(_has_hooks, (identity, act, quantizer)))
+    if is_known and _learns(layer, norm) and not _has_hooks(norm):
         y = call_layer(layer, x, unfolded_weight(layer, norm), layer.bias)
         quantization = quantizer.quantization(y)
         if quantization is not None and normalized.usable(y, other, quantization):
@@ -62,6 +64,9 @@ def layer_norm_act(
         y = norm(y)
     else:
         y = quantized_layer_norm(layer, norm, x, bias_input=bias_input)
+        quantization = None if torch.is_grad_enabled() or not is_known else quantizer.quantization(y)
+        if quantization is not None and activated.usable(y, other, quantization):
+            return ops.fake_quantize_activated(y, other, ends_of(act), quantization, has_plain)
     y = y if identity is None else identity(y)
     y = y if other is None else y + other
     y = y if act is None else act(y)

@@ -14,6 +14,9 @@ from .range_search import ErrorFn, best_range, symmetric_limits
 COARSE_BINS = 256
 """Bins of the histograms that a search starts on, before it goes on to values or to a histogram of more bins."""
 
+MAX_VALUES = 4 * COARSE_BINS
+"""Up to so many values per channel are searched without a histogram: a bin, in float64, costs as much as four."""
+
 
 def best_for_values(
     observer: RangeObserver, rows: Tensor, low: Tensor, high: Tensor, p: float
@@ -34,7 +37,7 @@ def best_for_values(
     def fine(scale: Tensor, zero_point: Tensor) -> Tensor:
         return value_error(rows, scale, zero_point, observer.quant_min, observer.quant_max, p)
 
-    if rows.shape[1] <= COARSE_BINS:
+    if rows.shape[1] <= MAX_VALUES:
         return _best_range(observer, fine, fine, low, high)
     counts = count_values(rows, low, high, COARSE_BINS)
     return _best_range(observer, _histogram_error(observer, counts, low, high, p), fine, low, high)

@@ -31,7 +31,7 @@ class HistogramBase(RangeObserver):
     max_val: Tensor
     counts: Tensor
 
-    def __init__(self, *args, bins: int = 2048, max_samples: int | None = 2**16, **kwargs) -> None:
+    def __init__(self, *args, bins: int = 2048, max_samples: int | None = 2**15, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         require_at_least('bins', bins, 2)
         if max_samples is not None:

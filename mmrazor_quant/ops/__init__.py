@@ -1,5 +1,6 @@
 """The numerics as pure functions of tensors. Nothing here knows of modules or graphs."""
 
+from .activated import fake_quantize_activated
 from .dispatch import eager_mode, fake_quantize
 from .dropped import fake_quantize_dropped
 from .dynamic import SHARES, dynamic_qparams, shared_rows
@@ -26,6 +27,7 @@ __all__ = [
     'eager_mode',
     'effective_scale',
     'fake_quantize',
+    'fake_quantize_activated',
     'fake_quantize_clip',
     'fake_quantize_dropped',
     'fake_quantize_folded',

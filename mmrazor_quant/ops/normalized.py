@@ -104,7 +104,8 @@ def _fits(x: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _number(value: float, device: torch.device) -> Tensor:
+def number(value: float, device: torch.device) -> Tensor:
+    """Give a number as a float32 tensor of shape [], made once."""
     with torch.inference_mode(False):  # to serve in all modes
         return torch.tensor(value, dtype=torch.float32, device=device)
 
@@ -129,7 +130,7 @@ class _Normalized(torch.autograd.Function):
         ctx: Any, x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, scale: Tensor, norm: BatchNorm,
         ends: tuple[float, float], quantization: Quantization, has_plain: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        clamp = tuple([_number(end, x.device) for end in ends])
+        clamp = tuple([number(end, x.device) for end in ends])
         others = () if other is None else (_rows(other),)
         observes = quantization.from_range is not None
         numbers, extremes = _normalize(_rows(x), weight, bias, norm, observes and not others)
@@ -140,7 +141,7 @@ class _Normalized(torch.autograd.Function):
         if observes:
             new = quantization.from_range(*(torch.clamp(extreme, *ends) for extreme in extremes))
             quantization = replace(quantization, scale=new[0], zero_point=new[1])
-        step, grid = _grid(x, quantization)
+        step, grid = unit_grid(x, quantization)
         result, plain = _quantize(inputs, plain, grid, keeps=has_plain or bool(others))
         for made in (result, plain):
             if made is not None:
@@ -175,7 +176,7 @@ def _normalize(
 ) -> tuple[formulas.Norm, list[Tensor]]:
     """Compute the numbers of the batch norm, and the range of its result if asked for; update its statistics."""
     function = formulas.batch_norm_range if has_range else formulas.batch_norm
-    constants = (_number(norm.momentum, x.device), _number(norm.eps, x.device))
+    constants = (number(norm.momentum, x.device), number(norm.eps, x.device))
     parameters = (weight, bias, norm.running_mean, norm.running_var, *constants)
     mean, inverse_std, factor, offset, running_mean, running_var, *extremes = _run(function, 'vccccnn', x, *parameters)
     norm.running_mean.copy_(running_mean)
@@ -183,7 +184,7 @@ def _normalize(
     return formulas.Norm(mean, inverse_std, factor, offset), extremes
 
 
-def _grid(x: Tensor, quantization: Quantization) -> tuple[Tensor, Grid]:
+def unit_grid(x: Tensor, quantization: Quantization) -> tuple[Tensor, Grid]:
     """Give the scale in use, shape [1], and the grid, of numbers of shape []."""
     q = quantization
     step = effective_scale(q.scale, q.is_pot_scale)

@@ -85,10 +85,14 @@ def activated(x: Tensor, factor: Tensor, offset: Tensor, low: Tensor, high: Tens
     Returns:
         Shape [N, C, L].
     """
-    y = x * _over_channels(factor) + _over_channels(offset)
+    return clamped_sum(x * _over_channels(factor) + _over_channels(offset), low, high, *other)
+
+
+def clamped_sum(x: Tensor, low: Tensor, high: Tensor, *other: Tensor) -> Tensor:
+    """Add another tensor if there is one, and clamp; the arguments are those of :func:`activated`."""
     for term in other:
-        y = y + term
-    return torch.minimum(torch.maximum(y, low), high)
+        x = x + term
+    return torch.minimum(torch.maximum(x, low), high)
 
 
 def activated_range(*args: Tensor) -> tuple[Tensor, ...]:

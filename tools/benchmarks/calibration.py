@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmrazor_quant.algorithms import GeneralQuant
 from mmrazor_quant.engine.calibration import calibrate, set_quantized
+from mmrazor_quant.graph.frozen import frozen_weights
 
 MINMAX, MSE = (common.CONFIGS / 'ptq' / 'benchmark' / f'resnet20_{name}_cifar10.py' for name in ('w8a8', 'w4a4'))
 BATCH_SIZE = 64
@@ -63,8 +64,15 @@ def make_jobs(batches: list[Tensor], random: bool) -> dict[str, Callable[[], Non
         'float': lambda: forward(network, batches),
         'minmax': lambda: calibrate(minmax, batches, len(batches), 'batches'),
         'mse': lambda: calibrate(mse, batches, len(batches), 'batches'),
-        'evaluate': lambda: (set_quantized(evaluated), forward(evaluated, batches)),
+        'evaluate': lambda: evaluate(evaluated, batches),
     }
+
+
+def evaluate(model: OnTensors, batches: list[Tensor]) -> None:
+    """Run all images through a calibrated network, as the loops do for an evaluation."""
+    set_quantized(model)
+    with frozen_weights(model):
+        forward(model, batches)
 
 
 @torch.no_grad()

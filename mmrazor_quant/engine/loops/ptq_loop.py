@@ -28,6 +28,7 @@ from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
 from mmrazor_quant.engine.memory import keep_freed_memory
 from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.graph.frozen import frozen_weights
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
 from mmrazor_quant.registry import LOOPS, TASK_UTILS
 
@@ -188,8 +189,9 @@ class PTQLoop(TestLoop):
         self.runner.call_hook('before_test_epoch')
         self.runner.model.eval()
         self.test_loss.clear()
-        for idx, data_batch in enumerate(self.dataloader):
-            self.run_iter(idx, data_batch)
+        with frozen_weights(self.model):
+            for idx, data_batch in enumerate(self.dataloader):
+                self.run_iter(idx, data_batch)
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         if self.test_loss:
             metrics.update(_parse_losses(self.test_loss, 'test'))
