@@ -87,16 +87,19 @@ class FakeQuantize(FakeQuantizeBase):
 
     def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Observe a tensor; returns the scale and zero point to quantize it with, if it is to be."""
-        self.activation_post_process(x)
+        observer = self.activation_post_process
         if not self._quantizing:
+            observer(x)
             return self.scale, self.zero_point
-        return self._follow_observer()
+        if isinstance(observer, RangeObserver):
+            return self._follow(*observer.follow(x))
+        observer(x)
+        return self._follow(*self.calculate_qparams())
 
-    def _follow_observer(self) -> tuple[Tensor, Tensor]:
+    def _follow(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
         # The new tensors are what autograd keeps: a module called twice overwrites its buffers before backward.
-        qparams = self._running_qparams()
-        self._set_qparams(*qparams)
-        return qparams
+        self._set_qparams(scale, zero_point)
+        return scale, zero_point
 
     @property
     def can_fold(self) -> bool:
@@ -139,8 +142,7 @@ class FakeQuantize(FakeQuantizeBase):
         return ops.Quantization(self.scale, self.zero_point, self.quant_min, self.quant_max, from_range=observe)
 
     def _observe_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        self.activation_post_process.observe_extremes(low, high)
-        return self._follow_observer()
+        return self._follow(*self.activation_post_process.follow_extremes(low, high))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Give the scale and zero point that the observer's statistics call for, without using them."""
@@ -187,11 +189,6 @@ class FakeQuantize(FakeQuantizeBase):
         return call(
             ops.dequantize, call(ops.quantize, x, *qparams, self.quant_min, self.quant_max, axis), *qparams, axis
         )
-
-    def _running_qparams(self) -> tuple[Tensor, Tensor]:
-        if isinstance(self.activation_post_process, RangeObserver):
-            return self.activation_post_process.running_qparams()
-        return self.calculate_qparams()
 
     def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         if scale.shape != self.scale.shape:

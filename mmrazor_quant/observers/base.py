@@ -225,6 +225,18 @@ class RangeObserver(UniformQuantizationObserverBase):
         """
         return self.to_qparams(*self.observed_range())
 
+    def follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the statistics with a tensor, and give the scale and zero point that they call for then.
+
+        Args:
+            x: As in :meth:`forward`.
+
+        Returns:
+            As :meth:`running_qparams`.
+        """
+        self(x)
+        return self.running_qparams()
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Compute scale and zero point from all data so far, checked.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
+from .compiled_update import Advance
 from .extremes import ExtremesObserver
 
 
@@ -65,9 +69,25 @@ class EMARangeObserver(RangeObserver):
         return self.min_val.masked_fill(unseen, float('inf')), self.max_val.masked_fill(unseen, float('-inf'))
 
 
+def averaged(
+    low: Tensor, high: Tensor, min_val: Tensor, max_val: Tensor, next_weight: Tensor, weight_of_batch: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the average range after a batch, and the weight of the next one; the arguments are those of before."""
+    weight = next_weight.clamp(max=1.0)
+    later = weight_of_batch.expand(next_weight.shape)
+    return torch.lerp(min_val, low, weight), torch.lerp(max_val, high, weight), later
+
+
 @MODELS.register_module()
 class EMAMinMaxObserver(ExtremesObserver, EMARangeObserver):
     """Exponential moving average of the batches' minima and maxima, per tensor or per channel."""
+
+    advance: ClassVar[Advance] = averaged
+
+    @property
+    def advance_constants(self) -> tuple[float, ...]:
+        """Numbers that ``advance`` takes behind the statistics."""
+        return (1 - self.ema_ratio,)
 
     def update_extremes(self, low: Tensor, high: Tensor) -> None:
         """Average these in."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .base import RangeObserver
+from .compiled_update import Advance, advance_and_quantize
+
+_STEPS = ('update_extremes', 'observe_extremes', 'observed_range', 'running_qparams', 'to_qparams')
+"""Methods that ``advance`` stands for."""
 
 
 def extremes(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
@@ -30,7 +35,52 @@ def extremes(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
 
 
 class ExtremesObserver(RangeObserver):
-    """Base of the observers that only need minimum and maximum of each tensor, per tensor or per channel."""
+    """Base of the observers that only need minimum and maximum of each tensor, per tensor or per channel.
+
+    A subclass may say in ``advance``, as a pure function of all its statistics, what its :meth:`update_extremes` and
+    :meth:`observed_range` do while there are data and nothing is reduced: that can be compiled. One that overrides
+    these methods does not inherit the function.
+    """
+
+    advance: ClassVar[Advance | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if 'advance' not in vars(cls) and any(name in vars(cls) for name in _STEPS):
+            cls.advance = None
+
+    @property
+    def advance_constants(self) -> tuple[float, ...]:
+        """Numbers that ``advance`` takes behind the statistics."""
+        return ()
+
+    def follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the statistics; see the base class."""
+        has_channels = not self.is_per_channel or x.shape[self.ch_axis] == self.channels
+        if x.numel() == 0 or not has_channels or self.is_reducing or self._forward_hooks or self._forward_pre_hooks:
+            return super().follow(x)
+        return self.follow_extremes(*extremes(x.detach(), self.ch_axis))
+
+    def follow_extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the statistics with the extremes of a tensor, and give scale and zero point for it.
+
+        Args:
+            low: Least values in this process, shape [C] or [].
+            high: Greatest values, likewise.
+
+        Returns:
+            scale float32 and zero_point, each of shape [C], unchecked.
+        """
+        advance = type(self).advance
+        if advance is not None and not self.is_reducing:
+            statistics = [getattr(self, name) for name in self._statistics]
+            scheme = self.quant_min, self.quant_max, self.is_symmetric, self.is_pot_scale, self.min_scale
+            found = advance_and_quantize(advance, scheme, (low, high), statistics, self.advance_constants)
+            if found is not None:
+                return found
+        with torch.no_grad():
+            self.observe_extremes(low, high)
+            return self.running_qparams()
 
     def update(self, x: Tensor) -> None:
         """Take in the extremes of ``x``."""

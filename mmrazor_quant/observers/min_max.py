@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from mmrazor_quant.registry import MODELS
 
+from .compiled_update import Advance
 from .extremes import ExtremesObserver
+
+
+def widened(low: Tensor, high: Tensor, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the range that holds both of two ranges, given by their ends, shape [C]."""
+    return torch.minimum(min_val, low), torch.maximum(max_val, high)
 
 
 @MODELS.register_module()
@@ -16,6 +24,8 @@ class MinMaxObserver(ExtremesObserver):
 
     min_val: Tensor
     max_val: Tensor
+
+    advance: ClassVar[Advance] = widened
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

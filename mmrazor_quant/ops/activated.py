@@ -7,9 +7,9 @@ from torch import Tensor
 
 from . import compiled
 from .layout import is_dense
-from .normalized import Quantization, number, unit_grid
+from .normalized import Quantization, unit_grid
 from .normalized_reference import clamped_sum
-from .reference import forward_formula, work_dtype
+from .reference import forward_formula, number, work_dtype
 
 MIN_NUMEL = 2**15
 """Smaller tensors are left to the operations one by one."""
@@ -19,6 +19,7 @@ _WORK = 2**4
 
 _VALUES, _NUMBER = (2**20,), ()
 """Example shapes."""
+
 
 def usable(x: Tensor, other: Tensor | None, quantization: Quantization) -> bool:
     """Tell whether :func:`fake_quantize_activated` takes these; asking counts as work done without it.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import compiled, elementwise
 from .dispatch import Spec
-from .layout import is_dense
+from .layout import channel_view, is_dense
 from .learned import gradients
 from .learned_reference import step_terms
 from .qparams import effective_scale, gradient_of_scale
@@ -24,6 +24,13 @@ MIN_NUMEL = 2**9
 
 _OPERATIONS = 20
 """Elementwise operations in a formula."""
+
+_CALL = 2**16
+"""What the numbers of the channels cost one by one, in elements times operations."""
+
+_PER_CHANNEL = ((64, 4608), (64,), (64,), (64,), (), ())
+_PER_TENSOR = ((64, 4608), (1,), (1,), (64,), (), ())
+"""Example shapes."""
 
 
 def folded_grid(x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec) -> Grid:
@@ -51,21 +58,58 @@ def folded_formula(x: Tensor, scale: Tensor, inverse: Tensor, zero_point: Tensor
     return torch.where(scale == 0, x, forward_formula(x, scale, inverse, zero_point, low, high))
 
 
+def _fold(
+    x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec, is_pot: bool
+) -> tuple[Tensor, Tensor, Grid]:
+    """Give the quantized weight, the scale in use, and the grid."""
+    may_compile = compiled.usable(x, MIN_NUMEL) and is_dense(x)
+    found = _fold_rows(x, scale, zero_point, factor, spec) if may_compile and not is_pot else None
+    if found is not None:
+        return found
+    step = effective_scale(scale, is_pot)
+    grid = folded_grid(x, step, zero_point, factor, spec)
+    result = elementwise.run(folded_formula, [x], grid, spec[2], _OPERATIONS) if may_compile else None
+    return folded_formula(x, *broadcast_grid(x, grid, spec[2])) if result is None else result, step, grid
+
+
+def _fold_rows(
+    x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec
+) -> tuple[Tensor, Tensor, Grid] | None:
+    """Give the same, numbers of the channels included, in one compiled call; for channels that are rows of memory."""
+    inner = x.stride(spec[2])
+    if inner == 1 or inner == x.numel() or inner * x.shape[spec[2]] != x.numel():
+        return None
+    low, high = bounds(spec[0], spec[1], x.dtype, x.device)
+    tensors = (channel_view(x, spec[2]), scale.detach(), zero_point, factor, low, high)
+    if any(t.dtype != torch.float32 for t in (x, scale, factor, low)):
+        return None
+    shapes = _PER_TENSOR if scale.numel() == 1 else _PER_CHANNEL
+    found = compiled.run(_rows_formula, shapes, x.numel() * _OPERATIONS + _CALL, *tensors)
+    if found is None:
+        return None
+    result, step, *numbers = found
+    return result.as_strided_(x.shape, x.stride()), step, Grid(*numbers, low, high)
+
+
+def _rows_formula(
+    x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, ...]:
+    step = effective_scale(scale)
+    own = torch.where(factor != 0, step / factor, 0.0)
+    grid = own, factor / step, zero_point.to(x.dtype).expand(own.shape)
+    return folded_formula(x, *(p.unsqueeze(1) for p in grid), low, high), step, *(p.clone() for p in grid)
+
+
 class _Folded(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, factor: Tensor, spec: Spec, grad_factor: float,
         is_pot: bool,
     ):  # fmt: skip
-        step = effective_scale(scale, is_pot)
-        grid = folded_grid(x, step, zero_point, factor, spec)
+        result, step, grid = _fold(x, scale, zero_point, factor, spec, is_pot)
         ctx.save_for_backward(x, scale, step, *grid)
         ctx.rest = spec, grad_factor, is_pot
-        if compiled.usable(x, MIN_NUMEL) and is_dense(x):
-            result = elementwise.run(folded_formula, [x], grid, spec[2], _OPERATIONS)
-            if result is not None:
-                return result
-        return folded_formula(x, *broadcast_grid(x, grid, spec[2]))
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

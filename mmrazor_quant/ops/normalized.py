@@ -5,7 +5,6 @@ Autograd function over the compiled formulas of :mod:`.normalized_reference`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from . import compiled
 from . import normalized_reference as formulas
 from .dispatch import like_strided
 from .qparams import effective_scale, gradient_of_scale
-from .reference import Grid, forward_formula, make_grid, work_dtype
+from .reference import Grid, forward_formula, make_grid, number, work_dtype
 
 MIN_NUMEL = 2**15
 """Smaller tensors are left to the operations one by one."""
@@ -101,13 +100,6 @@ def usable(x: Tensor, other: Tensor | None, quantization: Quantization) -> bool:
 
 def _fits(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.dim() >= 3 and x.is_contiguous()
-
-
-@functools.lru_cache(maxsize=256)
-def number(value: float, device: torch.device) -> Tensor:
-    """Give a number as a float32 tensor of shape [], made once."""
-    with torch.inference_mode(False):  # to serve in all modes
-        return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def _run(function: Callable[..., Any], kinds: str, *tensors: Tensor) -> Any:

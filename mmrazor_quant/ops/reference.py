@@ -50,6 +50,18 @@ def bounds(quant_min: int, quant_max: int, dtype: torch.dtype, device: torch.dev
         return tuple(torch.tensor(v, dtype=work, device=device) for v in (quant_min, quant_max))
 
 
+@functools.lru_cache(maxsize=256)
+def number(value: float, device: torch.device) -> Tensor:
+    """Give a number as a float32 tensor of shape [], made once.
+
+    Args:
+        value: The number.
+        device: Device of the tensor.
+    """
+    with torch.inference_mode(False):  # to serve in all modes
+        return torch.tensor(value, dtype=torch.float32, device=device)
+
+
 def integer_dtype(quant_min: int, quant_max: int) -> torch.dtype:
     """Choose the integer type of quantized values and zero points: int32, or int64 where that is too small."""
     info = torch.iinfo(torch.int32)

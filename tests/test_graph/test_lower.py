@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from small_models import Net, images, qconfig, quantized, trained
+from small_models import Net, calibrate, images, qconfig, quantized, trained
 from torch import nn
 
 from mmrazor_quant import ops
 from mmrazor_quant.graph.norm_act import layer_norm_act
-from mmrazor_quant.ops import compiled, normalized
+from mmrazor_quant.ops import activated, compiled, normalized
 from mmrazor_quant.tracing.island import Island, islands_of
 
 SHAPE, BATCH = (3, 24, 24), 8
@@ -226,3 +226,18 @@ def test_copy_and_graph_captured_later(at_once):
     island.variants.clear()
     step(model)
     assert lowered_calls(model) == 2
+
+
+@pytest.mark.parametrize('name', NETS)
+@torch.no_grad()
+def test_evaluates_as_one_by_one(at_once, monkeypatch, name):
+    monkeypatch.setattr(activated, 'MIN_NUMEL', 0)
+    used = []
+    function = ops.fake_quantize_activated
+    monkeypatch.setattr(ops, 'fake_quantize_activated', lambda *args: used.append(1) or function(*args))
+    model = calibrate(training(name, EMA), images(BATCH, SHAPE))
+    found = model(images(BATCH, SHAPE))
+    assert len(used) == NETS[name][2]
+    with ops.eager_mode():
+        assert torch.equal(found, model(images(BATCH, SHAPE)))
+    assert len(used) == NETS[name][2]

@@ -124,7 +124,7 @@ def test_many_levels_take_all_data(bit):
 
 def test_channels_are_independent():
     x = torch.stack([torch.randn(20000), torch.randn(20000).relu() * 100, torch.rand(20000) * 1e-3])
-    whole = HistogramObserver(**QScheme(bit=4, is_per_channel=True).observer_params())
+    whole = HistogramObserver(**QScheme(bit=4, is_per_channel=True).observer_params(), max_samples=None)
     whole(x)
     for i, row in enumerate(x):
         single = HistogramObserver(**QScheme(bit=4).observer_params(), max_samples=None)
