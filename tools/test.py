@@ -3,6 +3,7 @@
 python tools/test.py CONFIG                 calibrate, save quantized.pth in the work directory, evaluate both
 python tools/test.py CONFIG float.pth       the same, from the weights of a float checkpoint
 python tools/test.py CONFIG quantized.pth   evaluate the quantized model
+python tools/test.py CONFIG quantized.pth --tta    the same with the test-time augmentation of the config
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 import mmengine
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
@@ -25,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('checkpoint', nargs='?', help='float or quantized checkpoint')
     parser.add_argument('--out', metavar='FILE', help='write predictions (.pkl) or metrics (.json) to this file')
+    parser.add_argument('--tta', action='store_true', help="evaluate with the config's tta_model and tta_pipeline")
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle', '.json')):
         parser.error(f'--out must end in .pkl (predictions) or .json (metrics), but got {args.out}')
@@ -54,6 +57,26 @@ def prepare(runner: Runner, has_weights: bool) -> None:
         runner.register_hook(QuantEvalHook())
 
 
+def use_test_time_augmentation(cfg: Config) -> None:
+    """Test a model that is quantized already on several versions of each image.
+
+    Args:
+        cfg: Config, changed in place: ``tta_model`` wraps the model, ``tta_pipeline`` makes the versions.
+
+    Raises:
+        ValueError: If the config has no such fields.
+    """
+    missing = [field for field in ('tta_model', 'tta_pipeline') if cfg.get(field) is None]
+    if missing:
+        raise ValueError(f'--tta: the config has no {" and no ".join(missing)}, which say what is averaged')
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    cfg.test_cfg = dict(type='TestLoop')
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
 def main() -> None:
     """Test."""
     args = parse_args()
@@ -65,8 +88,11 @@ def main() -> None:
     check_checkpoint_fields(cfg)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f'config: {args.config} has no test_dataloader, test_evaluator and test_cfg')
+    has_weights = bool(cfg.get('load_from') or cfg.model.get('float_checkpoint'))
+    if args.tta:
+        use_test_time_augmentation(cfg)
     runner = Runner.from_cfg(cfg)
-    prepare(runner, has_weights=bool(cfg.get('load_from') or cfg.model.get('float_checkpoint')))
+    prepare(runner, has_weights)
     if args.out is not None and not args.out.endswith('.json'):
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

@@ -12,6 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from mmrazor_quant.algorithms.distillation import Distillation
 from mmrazor_quant.codebases import build_examples, has_modes
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
@@ -41,6 +42,8 @@ class GeneralQuant(BaseModel):
         input_shape: shape (channels, height, width) of an example image to capture with; None: what the model says,
             else common sizes.
         float_checkpoint: path of a float checkpoint to load before quantization.
+        distillation: arguments of :class:`.distillation.Distillation` beside the teacher, which is the float model
+            (with ``float_checkpoint``, or a built one): in training its outputs are a target. None: they are not.
         init_cfg: mmengine's initialisation config.
 
     Raises:
@@ -65,12 +68,18 @@ class GeneralQuant(BaseModel):
         data_preprocessor: Mapping[str, Any] | None = None,
         input_shape: Sequence[int] | None = None,
         float_checkpoint: str | None = None,
+        distillation: Mapping[str, Any] | None = None,
         init_cfg: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
             hint = 'a config that inherits a float model needs _delete_=True in model'
             raise TypeError(f'model: GeneralQuant has no field {", ".join(sorted(unknown))}; {hint}')
+        if distillation is not None and float_checkpoint is None and not isinstance(architecture, nn.Module):
+            raise ValueError(
+                'model.float_checkpoint: got None, allowed with model.distillation: a float checkpoint, whose weights '
+                'the teacher gets'
+            )
         quantizer = _build_quantizer(quantizer)
         architecture = _build_architecture(architecture, data_preprocessor)
         has_preprocessor = hasattr(architecture, 'data_preprocessor')
@@ -81,6 +90,7 @@ class GeneralQuant(BaseModel):
         self.float_checkpoint = float_checkpoint
         if float_checkpoint is not None:
             _load_float(self.architecture, float_checkpoint)
+        self.distillation = None if distillation is None else _build_distillation(self.architecture, distillation)
         self.findings, self.inserted = self.quantizer.prepare(
             self.architecture, build_examples(self.architecture, input_shape)
         )
@@ -118,9 +128,12 @@ class GeneralQuant(BaseModel):
         Raises:
             TypeError: mode ``loss`` of a module without modes.
         """
+        wants_loss = 'loss' in (args[1:2] or (kwargs.get('mode'),))
+        if wants_loss and self.training and self.distillation is not None:
+            return self.distillation.losses(self.architecture, inputs, *args, **kwargs)
         if has_modes(self.architecture):
             return self.architecture(inputs, *args, **kwargs)
-        if 'loss' in (args[1:2] or (kwargs.get('mode'),)):
+        if wants_loss:
             raise TypeError(
                 f"architecture: mode 'loss' wanted of a {type(self.architecture).__name__}, which has no modes; "
                 'derive it from mmengine.model.BaseModel'
@@ -267,6 +280,13 @@ def _build_architecture(
     if not isinstance(architecture, nn.Module):
         raise TypeError(f'architecture: a config or a torch.nn.Module wanted, got {type(architecture).__name__}')
     return architecture
+
+
+def _build_distillation(architecture: nn.Module, config: Mapping[str, Any]) -> Distillation:
+    try:
+        return Distillation(architecture, **config)
+    except TypeError as error:
+        raise TypeError(f'model.distillation: got {dict(config)!r}: {error}') from error
 
 
 def _takes_preprocessor(architecture: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -41,7 +41,7 @@ class QuantModel(Protocol):
 
 
 def bare_model(runner: Runner) -> nn.Module:
-    """Get the model of a runner out of its data-parallel wrapper, if it is in one.
+    """Get the model of a runner out of its wrappers, for data parallelism or test-time augmentation, if it has any.
 
     Args:
         runner: Runner with a built model.
@@ -49,11 +49,14 @@ def bare_model(runner: Runner) -> nn.Module:
     Returns:
         The model.
     """
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def unwrap_quant_model(runner: Runner, field: str) -> QuantModel:
-    """Get the quantized model of a runner out of its data-parallel wrapper.
+    """Get the quantized model of a runner out of its wrappers.
 
     Args:
         runner: Runner with a built model.

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.checkpoint import make_checkpoints_atomic
-from mmrazor_quant.engine.hooks import CompiledWorkHook, EMABuffersHook, QuantEvalHook
+from mmrazor_quant.engine.hooks import BatchAugmentsHook, CompiledWorkHook, EMABuffersHook, QuantEvalHook
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.memory import keep_freed_memory
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
@@ -49,6 +49,7 @@ class _QATLoop(BaseLoop):
         self.runner.register_hook(QuantEvalHook(after_val=self._restore_state))
         self.runner.register_hook(EMABuffersHook())
         self.runner.register_hook(CompiledWorkHook())
+        self.runner.register_hook(BatchAugmentsHook())
         make_checkpoints_atomic(self.runner)
         if isinstance(self.runner.model, DistributedDataParallel):
             # The statistics of batch norms, and of torch's own observers, are those of each rank's data: all go on from

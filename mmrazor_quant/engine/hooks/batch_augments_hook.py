@@ -1,0 +1,69 @@
+"""Keep in checkpoints what the augmentations of whole batches remember."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.utils._pytree as pytree
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from mmrazor_quant.engine.quant_model import bare_model
+from mmrazor_quant.registry import HOOKS
+
+KEY = 'batch_augments'
+"""Name of the entry in the checkpoint."""
+
+_PLAIN = (int, float, str, type(None))
+
+
+@HOOKS.register_module()
+class BatchAugmentsHook(Hook):
+    """Let a resumed training go on with the augmentations of batches as the uninterrupted one does.
+
+    Some of them, in ``data_preprocessor.batch_augments``, carry a state from one batch to the next in plain
+    attributes, which no state dict has: mmdet's ``BatchSyncRandomResize`` the size of the batches to come.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Write down the attributes.
+
+        Args:
+            runner: Runner of the model.
+            checkpoint: What will be written to the file.
+        """
+        checkpoint[KEY] = [_plain_attributes(augment) for augment in _augments(runner)]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Restore the attributes of the process that is being resumed.
+
+        Args:
+            runner: Runner of the model.
+            checkpoint: What was read from the file.
+        """
+        if runner._resume:
+            for augment, attributes in zip(_augments(runner), checkpoint.get(KEY, ())):
+                vars(augment).update(attributes)
+
+
+def _augments(runner: Runner) -> Iterator[Any]:
+    preprocessor = getattr(bare_model(runner), 'data_preprocessor', None)
+    found = getattr(preprocessor, 'batch_augments', None)
+    # mmcls has one object, mmdet a list of them.
+    if found is not None:
+        yield from found if isinstance(found, (list, tuple, nn.ModuleList)) else (found,)
+
+
+def _plain_attributes(augment: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(augment).items()
+        if all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value)) and _is_state(name)
+    }
+
+
+def _is_state(name: str) -> bool:
+    # What a distributed run differs in is not restored from the checkpoint of rank 0.
+    return name not in ('rank', 'world_size', 'training')
