@@ -4,18 +4,21 @@ python tools/test.py CONFIG                 calibrate, save quantized.pth in the
 python tools/test.py CONFIG float.pth       the same, from the weights of a float checkpoint
 python tools/test.py CONFIG quantized.pth   evaluate the quantized model
 python tools/test.py CONFIG quantized.pth --tta    the same with the test-time augmentation of the config
+python tools/test.py CONFIG --backend B --model DIR    float, fake-quantized and deployed model, see tools/export.py
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import mmengine
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from mmrazor_quant.engine import CheckpointMatchHook, PTQLoop, QuantEvalHook
+from mmrazor_quant.backends.deploy import read_report
+from mmrazor_quant.engine import CheckpointMatchHook, DeployLoop, PTQLoop, QuantEvalHook
 from mmrazor_quant.engine.checkpoint import check_checkpoint
 from mmrazor_quant.engine.launch import add_common_arguments, check_checkpoint_fields, load_config, run_tool
 from mmrazor_quant.engine.quant_model import QuantModel, bare_model
@@ -28,7 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='float or quantized checkpoint')
     parser.add_argument('--out', metavar='FILE', help='write predictions (.pkl) or metrics (.json) to this file')
     parser.add_argument('--tta', action='store_true', help="evaluate with the config's tta_model and tta_pipeline")
+    parser.add_argument('--backend', help='evaluate what tools/export.py made for this backend, too; needs --model')
+    parser.add_argument('--model', metavar='DIR', help='folder that tools/export.py wrote')
+    parser.add_argument('--threads', type=int, default=1, help='threads of the backend')
     args = parser.parse_args()
+    if (args.backend is None) != (args.model is None) or (args.backend is not None and args.tta):
+        parser.error('--backend and --model go together, and not with --tta')
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle', '.json')):
         parser.error(f'--out must end in .pkl (predictions) or .json (metrics), but got {args.out}')
     return args
@@ -53,7 +61,7 @@ def prepare(runner: Runner, has_weights: bool) -> None:
             'No checkpoint, model.float_checkpoint or load_from is given: unless the architecture came with its '
             'weights, it is random weights that are quantized'
         )
-    if is_quantized and not isinstance(runner.test_loop, PTQLoop):
+    if is_quantized and not isinstance(runner.test_loop, (PTQLoop, DeployLoop)):
         runner.register_hook(QuantEvalHook())
 
 
@@ -77,6 +85,18 @@ def use_test_time_augmentation(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
+def use_backend(cfg: Config, args: argparse.Namespace) -> None:
+    """Test a deployed model beside the float and the fake-quantized one.
+
+    Args:
+        cfg: Config, changed in place.
+        args: Command line; without a checkpoint, that of the export is taken.
+    """
+    cfg.load_from = args.checkpoint or read_report(Path(args.model))['checkpoint']
+    check_checkpoint(cfg.load_from, 'checkpoint')
+    cfg.test_cfg = dict(type='mmrazor.DeployLoop', backend=args.backend, folder=args.model, threads=args.threads)
+
+
 def main() -> None:
     """Test."""
     args = parse_args()
@@ -88,6 +108,8 @@ def main() -> None:
     check_checkpoint_fields(cfg)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f'config: {args.config} has no test_dataloader, test_evaluator and test_cfg')
+    if args.backend is not None:
+        use_backend(cfg, args)
     has_weights = bool(cfg.get('load_from') or cfg.model.get('float_checkpoint'))
     if args.tta:
         use_test_time_augmentation(cfg)

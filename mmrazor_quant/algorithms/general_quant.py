@@ -252,11 +252,22 @@ class GeneralQuant(BaseModel):
         Raises:
             RuntimeError: the model is not calibrated.
         """
+        return self.quantizer.convert(self._quantized_copy('convert'))
+
+    def bake(self) -> nn.Module:
+        """Returns a copy of the architecture with baked weights whose activation quantizers are the modules they were.
+
+        Raises:
+            RuntimeError: the model is not calibrated.
+        """
+        return self.quantizer.bake(self._quantized_copy('bake'))
+
+    def _quantized_copy(self, action: str) -> nn.Module:
         if not self.is_calibrated:
-            raise RuntimeError('convert: the model is not calibrated; run PTQ, QAT, or load a quantized checkpoint')
+            raise RuntimeError(f'{action}: the model is not calibrated; run PTQ, QAT, or load a quantized checkpoint')
         model = copy.deepcopy(self)
         model.set_quant_state(False, True, False, True)
-        return self.quantizer.convert(model.architecture)
+        return model.architecture
 
 
 def _build_quantizer(quantizer: Any) -> Any:

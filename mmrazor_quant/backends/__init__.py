@@ -1,8 +1,10 @@
 """One folder a backend; its table says where and how it takes quantized tensors."""
 
 from .academic.rules import RULES as ACADEMIC
+from .onnxruntime.rules import RULES as ONNXRUNTIME
+from .openvino.rules import RULES as OPENVINO
 from .rules import Rules
 
-BACKENDS = {rules.name: rules for rules in (ACADEMIC,)}
+BACKENDS = {rules.name: rules for rules in (ACADEMIC, ONNXRUNTIME, OPENVINO)}
 
 __all__ = ['BACKENDS', 'Rules']

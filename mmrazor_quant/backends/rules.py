@@ -4,17 +4,68 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmrazor_quant.qscheme import QScheme
+
+BOTH, RESIDUAL = 'both', 'residual'
+"""Which inputs of an addition are quantized: all, or only those that no layer gives to it alone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The schemes that a backend can run for weights or for activations.
+
+    Args:
+        bit: most bits.
+        is_symmetry: allowed values of the scheme's field.
+        is_per_channel: allowed values of the scheme's field.
+    """
+
+    bit: int = 32
+    is_symmetry: tuple[bool, ...] = (False, True)
+    is_per_channel: tuple[bool, ...] = (False, True)
+
+    def check(self, scheme: QScheme, field: str, backend: str) -> None:
+        """Refuses a scheme that the backend cannot run.
+
+        Args:
+            scheme: the scheme.
+            field: where it stands in the config, such as ``qconfig.w_qscheme``.
+            backend: name of the backend.
+
+        Raises:
+            ValueError: naming the field, what it is, and what is allowed.
+        """
+        where = f"allowed with quantizer.backend='{backend}'"
+        if scheme.bit > self.bit:
+            raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: 1 to {self.bit}')
+        for name in ('is_symmetry', 'is_per_channel'):
+            value, allowed = getattr(scheme, name), getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f'{field}.{name}: got {value}, {where}: {", ".join(map(str, allowed))}')
+
 
 @dataclass(frozen=True)
 class Rules:
-    """Where a backend takes quantized tensors.
+    """Where a backend takes quantized tensors, and which.
 
     Args:
         name: name in ``CustomQuantizer(backend=...)``.
         quantized: kinds of operation whose inputs are quantized.
         optional: kinds that the user may ask for in addition.
+        add_inputs: which inputs of additions, where these are quantized.
+        quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
+        weights: schemes of weights.
+        activations: schemes of activations.
     """
 
     name: str
     quantized: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    add_inputs: str = BOTH
+    quantize_bias: bool = False
+    weights: Limits = Limits()
+    activations: Limits = Limits()
+
+    def limits(self, kind: str) -> Limits:
+        """Returns the schemes for weights (``'w'``) or activations (``'a'``)."""
+        return self.weights if kind == 'w' else self.activations

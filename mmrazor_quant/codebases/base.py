@@ -28,6 +28,7 @@ class Codebase:
         modes: the modes to run, each with the training flag; in eval first. Of those in eval the first that works says
             that the model runs on an input.
         settings: ``settings(model)``: context in which every part of the model takes part in ``predict``.
+        head: attribute that holds the head of a model, whose forward gives raw results; None: there is no such thing.
     """
 
     owns: Callable[[nn.Module], bool]
@@ -35,6 +36,7 @@ class Codebase:
     forward: Callable[[nn.Module, torch.Tensor, Any, str], Any] = _plain_forward
     modes: tuple[tuple[str, bool], ...] = (('tensor', False), ('predict', False), ('loss', True))
     settings: Callable[[nn.Module], AbstractContextManager] = contextlib.nullcontext
+    head: str | None = None
 
 
 UNKNOWN = Codebase(owns=lambda model: True, samples=lambda model, shape: None)

@@ -36,4 +36,4 @@ def _sample(index: int, shape: tuple[int, ...], classes: int | None) -> ClsDataS
     return sample.set_gt_label(torch.tensor([index % 2]))
 
 
-CODEBASE = Codebase(owns, samples)
+CODEBASE = Codebase(owns, samples, head='head')

@@ -129,5 +129,10 @@ def _test_settings(model: nn.Module) -> Iterator[Any]:
 
 
 CODEBASE = Codebase(
-    owns, samples, forward, modes=(('predict', False), ('tensor', False), ('loss', True)), settings=settings
+    owns,
+    samples,
+    forward,
+    modes=(('predict', False), ('tensor', False), ('loss', True)),
+    settings=settings,
+    head='bbox_head',
 )

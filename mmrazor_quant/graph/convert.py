@@ -51,13 +51,14 @@ def baked_parameters(graphs: list[fx.Graph], root: nn.Module) -> dict[str, str]:
     return {weight: quantizer for weight, quantizer in single.items() if quantizer is not None}
 
 
-def convert_graph(graph: fx.Graph, root: nn.Module, baked: dict[str, str]) -> fx.Graph:
+def convert_graph(graph: fx.Graph, root: nn.Module, baked: dict[str, str], explicit: bool = True) -> fx.Graph:
     """Returns a copy of a graph that runs plain layers and explicit quantize/dequantize operations.
 
     Args:
         graph: graph with fake quantizers; not changed.
         root: the island's module; not changed.
         baked: what :func:`baked_parameters` returned.
+        explicit: whether there are explicit operations; otherwise the activation quantizers stay modules.
     """
     graph = copy.deepcopy(graph)
     for node in list(graph.nodes):
@@ -66,7 +67,7 @@ def convert_graph(graph: fx.Graph, root: nn.Module, baked: dict[str, str]) -> fx
         elif node.op == 'call_function' and node.target is quantized_bias:
             _explicit_bias(graph, node)
         elif _is_quantizer(node, root):
-            _explicit(graph, node, root, baked)
+            _explicit(graph, node, root, baked, explicit)
     for node in reversed(list(graph.nodes)):
         if node.op == 'get_attr' and not node.users:
             graph.erase_node(node)
@@ -87,19 +88,21 @@ def _plain_call(graph: fx.Graph, node: Node) -> None:
     graph.erase_node(node)
 
 
-def _explicit(graph: fx.Graph, node: Node, root: nn.Module, baked: dict[str, str]) -> None:
+def _explicit(graph: fx.Graph, node: Node, root: nn.Module, baked: dict[str, str], explicit: bool) -> None:
     source = node.args[0]
     if source.op == 'get_attr' and baked.get(source.target) == node.target:
         node.replace_all_uses_with(source)
         graph.erase_node(node)
         return
+    if not explicit:
+        return
     quantizer = root.get_submodule(node.target)
     if isinstance(quantizer, DoReFaFakeQuantize):  # of weights that are computed: it is no quantization alone
         return
     # torch's own fake quantizers do not write themselves down, but are of the simplest kind.
-    explicit = getattr(quantizer, 'explicit', functools.partial(FakeQuantize.explicit, quantizer))
+    write = getattr(quantizer, 'explicit', functools.partial(FakeQuantize.explicit, quantizer))
     with graph.inserting_before(node):
-        real = explicit(
+        real = write(
             source,
             lambda function, *arguments: graph.call_function(function, arguments),
             lambda name: graph.get_attr(f'{node.target}.{name}'),

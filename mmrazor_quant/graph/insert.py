@@ -10,9 +10,9 @@ from torch.fx import Node
 
 from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias
-from .layers import WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
+from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
-from .sites import FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
+from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,13 @@ class Plan:
         shared: of these, the ones that are not there because the site shares another, and that one's path.
         fold_batch: whether learning batch norms are folded with the statistics of the batch, not the running ones.
         quantize_bias: whether biases are quantized too.
+        residual_only: whether of the inputs of an addition only those are quantized that no layer gives to it alone.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
     fold_batch: bool = False
     quantize_bias: bool = False
+    residual_only: bool = False
     seen: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
 
@@ -130,12 +132,29 @@ class _Insertion:
         self.replaced: dict[Node, Node] = {}
 
     def quantize(self, site: Site) -> None:
+        skipped = self._branch(site) if site.kind == ADD and self.plan.residual_only else None
         for position, source in enumerate(site.activations):
-            self._activation(site, position, source)
+            if source is not skipped:
+                self._activation(site, position, source)
         if site.kind == LAYER:
             self._layer_weight(site)
         elif site.kind == FUNCTIONAL:
             self._functional_weight(site)
+
+    def _branch(self, site: Site) -> Node | None:
+        """Returns the input of an addition that a layer gives to it alone; of two, the one that is computed last."""
+        found = [source for source in site.activations if len(source.users) == 1 and self._is_layer(source)]
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        return max(found, key=lambda node: order[self.replaced.get(node, node)], default=None)
+
+    def _is_layer(self, node: Node) -> bool:
+        current = self.replaced.get(node, node)
+        if current.op == 'call_function' and current.target in (quantized_layer, quantized_layer_norm):
+            return True
+        if current.op != 'call_module':
+            return False
+        module = self.root.get_submodule(current.target)
+        return isinstance(module, LAYER_TYPES) or (isinstance(module, nn.Identity) and self._is_layer(current.args[0]))
 
     def _activation(self, site: Site, position: int, source: Node) -> None:
         own = site.quantizer_path(position)

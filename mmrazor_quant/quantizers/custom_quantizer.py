@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from mmrazor_quant.backends import BACKENDS
+from mmrazor_quant.backends.rules import RESIDUAL
 from mmrazor_quant.codebases import Example
 from mmrazor_quant.fake_quants import DynamicFakeQuantize, FakeQuantize
 from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert_weights
@@ -45,7 +46,8 @@ class CustomQuantizer:
             those of the ``'batch'`` (Jacob et al. 2018, with each layer computed twice). Frozen ones and evaluation
             always use the running ones.
         quantize_bias: whether biases, and what folded batch norms leave of them, are quantized to int32 with the
-            product of the scales of input and weight, as integer arithmetic needs them.
+            product of the scales of input and weight, as integer arithmetic needs them. Always, where the backend
+            does so.
         tracer: config of the tracer.
 
     Raises:
@@ -69,11 +71,12 @@ class CustomQuantizer:
         self.kinds = set(self.rules.quantized) | ({'add'} if quantize_add else set())
         self.qconfig = QConfig(qconfig or {})
         self.fold_batch = _check_bn_folding(bn_folding) == 'batch'
-        self.quantize_bias = quantize_bias
+        self.quantize_bias = quantize_bias or self.rules.quantize_bias
         for config in self.qconfig.all_tensor_configs():
             # Unknown types and arguments show before the model is captured.
             quantizer = config.build()
-            if quantize_bias and config.kind == 'a':
+            self.rules.limits(config.kind).check(config.scheme, f'{config.field}_qscheme', backend)
+            if self.quantize_bias and config.kind == 'a':
                 _check_bias_input(quantizer, config)
         self.is_qat = is_qat
         tracer = dict(tracer or dict(type='mmrazor.CustomTracer'))
@@ -106,7 +109,8 @@ class CustomQuantizer:
         shared = _shared_modules(model, list(findings.islands))
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
-            plan = Plan(self.fuse(island, module, shared), self.fold_batch, self.quantize_bias)
+            folded, residual_only = self.fuse(island, module, shared), self.rules.add_inputs == RESIDUAL
+            plan = Plan(folded, self.fold_batch, self.quantize_bias, residual_only)
             island.map_graphs(
                 functools.partial(
                     _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),
@@ -168,24 +172,15 @@ class CustomQuantizer:
         Args:
             model: prepared architecture, calibrated or trained.
         """
-        model = copy.deepcopy(model).eval()
-        for quantizer in model.modules():
-            if isinstance(quantizer, FakeQuantize):
-                quantizer.settle()
-        for module in islands_of(model).values():
-            island = Island.of(module)
-            graphs = list(island.graphs())
-            baked = baked_parameters(graphs, module)
-            island.map_graphs(functools.partial(convert_graph, root=module, baked=baked))
-            convert_weights(graphs, module, baked)
-            island.recapture = functools.partial(self._recapture_converted, island.recapture, baked)
-        return model
+        return _converted(model, explicit=True)
 
-    @staticmethod
-    def _recapture_converted(
-        recapture: Callable[..., fx.Graph], baked: dict[str, str], module: nn.Module, *call: Any
-    ) -> fx.Graph:
-        return convert_graph(recapture(module, *call), module, baked)
+    def bake(self, model: nn.Module) -> nn.Module:
+        """Returns a copy as :meth:`convert` does, but with the activation quantizers left as they are.
+
+        Args:
+            model: prepared architecture, calibrated or trained.
+        """
+        return _converted(model, explicit=False)
 
     def _maker(self, model: nn.Module, prefix: str, layers: list[str]) -> MakeQuantizer:
         def make(site: Site, kind: str, shape: tuple[int, ...], axis: int) -> nn.Module | None:
@@ -263,6 +258,27 @@ def _insert(graph: fx.Graph, **kwargs: Any) -> fx.Graph:
 def _orders(path: str, layers: list[str]) -> frozenset[str]:
     found = {'first'} if layers and path == layers[0] else set()
     return frozenset(found | ({'last'} if layers and path == layers[-1] else set()))
+
+
+def _converted(model: nn.Module, explicit: bool) -> nn.Module:
+    model = copy.deepcopy(model).eval()
+    for quantizer in model.modules():
+        if isinstance(quantizer, FakeQuantize):
+            quantizer.settle()
+    for module in islands_of(model).values():
+        island = Island.of(module)
+        graphs = list(island.graphs())
+        baked = baked_parameters(graphs, module)
+        island.map_graphs(functools.partial(convert_graph, root=module, baked=baked, explicit=explicit))
+        convert_weights(graphs, module, baked)
+        island.recapture = functools.partial(_recapture_converted, island.recapture, baked, explicit)
+    return model
+
+
+def _recapture_converted(
+    recapture: Callable[..., fx.Graph], baked: dict[str, str], explicit: bool, module: nn.Module, *call: Any
+) -> fx.Graph:
+    return convert_graph(recapture(module, *call), module, baked, explicit)
 
 
 def _decompose(graph: fx.Graph, module: nn.Module) -> fx.Graph:

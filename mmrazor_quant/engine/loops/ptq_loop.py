@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook
-from mmengine.runner import Runner, TestLoop, autocast
+from mmengine.runner import Runner, TestLoop
 from mmengine.runner.loops import _parse_losses
 from torch.utils.data import DataLoader
 
@@ -23,10 +22,10 @@ from mmrazor_quant.engine.calibration import (
 )
 from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
+from mmrazor_quant.engine.evaluation import evaluate
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
 from mmrazor_quant.engine.memory import keep_freed_memory
-from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
 from mmrazor_quant.graph.frozen import frozen_weights
 from mmrazor_quant.ptq_steps import Stage, StepContext, build_steps
@@ -168,12 +167,7 @@ class PTQLoop(TestLoop):
     def _evaluate_float(self) -> dict[str, float]:
         """Evaluate the float model, without hooks: they belong to the evaluation of the quantized one."""
         set_float(self.model)
-        self.runner.model.eval()
-        for data_batch in with_progress(self.dataloader, len(self.dataloader), 'Float evaluation'):
-            with torch.no_grad(), autocast(enabled=self.fp16):
-                outputs = self.runner.model.test_step(data_batch)
-            self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        return self.evaluator.evaluate(len(self.dataloader.dataset))
+        return evaluate(self.runner.model, self.dataloader, self.evaluator, 'Float evaluation', self.fp16)
 
     def _evaluate_quantized(self, float_metrics: dict[str, float]) -> dict[str, float]:
         """Evaluate the quantized model as mmengine's TestLoop does, hooks included.

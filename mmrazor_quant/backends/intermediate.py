@@ -1,0 +1,151 @@
+"""The form that all backends start from: ONNX with one custom node per fake quantizer, and the grids of the weights.
+
+Activation quantizers are nodes ``mmrazor_quant::FakeQuant(x, scale, zero_point)`` with the attributes ``axis``,
+``quant_min`` and ``quant_max``. Weights are float initializers that lie on their grid, batch norms are folded; what
+integers they are is known by the names of the initializers, which are those of the parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from mmrazor_quant import ops
+
+from .grid import QuantGrid
+
+DOMAIN, FAKE_QUANT = 'mmrazor_quant', 'FakeQuant'
+OPSET = 17
+
+_PREFIX = 'network.'
+
+
+@dataclass
+class Intermediate:
+    """A network as backends take it.
+
+    Args:
+        onnx: the network; its input is ``input``, its outputs are ``output_0`` and so on.
+        weights: grids of the integer weights, by name of the initializer.
+        activations: grids of the activation quantizers, by path below the architecture.
+    """
+
+    onnx: onnx.ModelProto
+    weights: dict[str, QuantGrid]
+    activations: dict[str, QuantGrid]
+
+
+class _Emit(torch.autograd.Function):
+    """Fake quantization that the exporter writes as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int):
+        return ops.fake_quantize(x, scale, zero_point, quant_min, quant_max, axis)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
+        node = g.op(
+            f'{DOMAIN}::{FAKE_QUANT}', x, scale, zero_point, axis_i=axis, quant_min_i=quant_min, quant_max_i=quant_max
+        )
+        node.setType(x.type())
+        return node
+
+
+class FakeQuantNode(nn.Module):
+    """Stands for an activation quantizer in a network to be exported.
+
+    Args:
+        grid: what it quantizes to.
+    """
+
+    def __init__(self, grid: QuantGrid) -> None:
+        super().__init__()
+        self.register_buffer('scale', torch.from_numpy(grid.scale.copy()))
+        self.register_buffer('zero_point', torch.from_numpy(grid.zero_point.copy()))
+        self.numbers = grid.ch_axis, grid.quant_min, grid.quant_max
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize."""
+        return _Emit.apply(x, self.scale, self.zero_point, *self.numbers)
+
+
+class _Tensors(nn.Module):
+    """A network whose outputs are taken out of whatever they are nested in."""
+
+    def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.run = network, forward
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(leaf for leaf in pytree.tree_leaves(self.run(self.network, x)) if isinstance(leaf, Tensor))
+
+
+def export_intermediate(
+    model: nn.Module,
+    images: Tensor,
+    forward: Callable[[nn.Module, Tensor], Any],
+    dynamic: Sequence[int] = (),
+) -> Intermediate:
+    """Exports a calibrated or trained model.
+
+    Args:
+        model: a :class:`mmrazor_quant.algorithms.GeneralQuant`; left as it is.
+        images: preprocessed example images, shape (batch, channels, height, width).
+        forward: runs the architecture on images up to what is exported.
+        dynamic: dimensions of the images that may vary: 0 for the batch, 2 and 3 for the size.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: a fake quantizer that has no grid of whole numbers.
+        RuntimeError: the model is not calibrated.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    grids = {
+        path: QuantGrid.of(quantizer, path) for path, quantizer in (*model.weight_quantizers(), *model.act_quantizers())
+    }
+    weights = {site.weight: grids[site.quantizer] for site in model.inserted.weights}
+    activations = {path: grids[path] for path, _ in model.act_quantizers()}
+    network = model.bake()
+    for path, grid in activations.items():
+        parent, _, name = path.rpartition('.')
+        network.get_submodule(parent)._modules[name] = FakeQuantNode(grid)
+    proto = _export(_Tensors(network, forward).eval(), images.cpu(), dynamic)
+    named = {_initializer_name(network, weight): grid for weight, grid in weights.items()}
+    return Intermediate(proto, named, activations)
+
+
+def _initializer_name(network: nn.Module, weight: str) -> str:
+    """Returns the name that the exporter gives a parameter: of several, the first."""
+    wanted = network.get_parameter(weight)
+    return _PREFIX + next(name for name, p in network.named_parameters() if p is wanted)
+
+
+@torch.no_grad()
+def _export(network: nn.Module, images: Tensor, dynamic: Sequence[int]) -> onnx.ModelProto:
+    outputs = [f'output_{i}' for i in range(len(network(images)))]
+    axes = {'input': {d: f'dim_{d}' for d in dynamic}} if dynamic else {}
+    axes.update({name: {d: f'{name}_{d}' for d in dynamic} for name in outputs} if dynamic else {})
+    file = io.BytesIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # Python numbers become constants of the file: sizes, unless they are dynamic.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        warnings.simplefilter('ignore', DeprecationWarning)
+        warnings.simplefilter('ignore', UserWarning)
+        torch.onnx.export(
+            network, (images,), file, dynamo=False, opset_version=OPSET, input_names=['input'], output_names=outputs,
+            dynamic_axes=axes, do_constant_folding=False, keep_initializers_as_inputs=False,
+            custom_opsets={DOMAIN: 1}, autograd_inlining=False,
+        )  # fmt: skip
+    return onnx.load_model_from_string(file.getvalue())

@@ -1,0 +1,15 @@
+"""ONNX Runtime on CPU: integer convolutions, linear layers, matrix products and additions between Q/DQ pairs.
+
+Both inputs of an addition have to be quantized, or the convolution in front of it stays float. Weights need a zero
+point of 0. Biases of integer kernels are int32.
+"""
+
+from mmrazor_quant.backends.rules import Limits, Rules
+
+RULES = Rules(
+    name='onnxruntime',
+    quantized=('layer', 'functional', 'matmul', 'add'),
+    quantize_bias=True,
+    weights=Limits(bit=8, is_symmetry=(True,)),
+    activations=Limits(bit=8, is_per_channel=(False,)),
+)

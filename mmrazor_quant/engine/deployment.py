@@ -1,0 +1,127 @@
+"""From a quantized checkpoint to a backend's file, and to the accuracy of that file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from mmrazor_quant.backends.deploy import REPORT, backend_module, open_session, raw_outputs
+from mmrazor_quant.backends.grid import QuantGrid
+from mmrazor_quant.backends.intermediate import Intermediate, export_intermediate
+from mmrazor_quant.backends.session import Layers, run
+from mmrazor_quant.engine.calibration import set_quantized
+from mmrazor_quant.engine.quant_model import QuantModel
+
+_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'openvino', 'mmcls', 'mmdet')
+
+
+def export(
+    model: QuantModel, images: Tensor, backend: str, folder: Path, dynamic: Sequence[int], checkpoint: str
+) -> dict[str, Any]:
+    """Exports a model, runs the file and compares.
+
+    Args:
+        model: calibrated model, built for the backend.
+        images: preprocessed images, shape (batch, channels, height, width).
+        backend: name of the backend.
+        folder: where to; made if it is not there.
+        dynamic: dimensions of the images that may vary.
+        checkpoint: path of the checkpoint, to be noted.
+
+    Returns:
+        What is written to ``deploy.json``: tensors, versions, and the comparison.
+    """
+    exporter, runtime = (backend_module(backend, name) for name in ('exporter', 'runtime'))
+    folder.mkdir(parents=True, exist_ok=True)
+    network = export_intermediate(model, images, raw_outputs, dynamic)
+    file = exporter.write(network, folder)
+    report = {
+        'backend': backend,
+        'file': file.name,
+        'checkpoint': checkpoint,
+        'versions': _versions(),
+        'input_shape': list(images.shape),
+        'dynamic_dimensions': list(dynamic),
+        'bytes': file.stat().st_size,
+        'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
+        'layers': vars(runtime.layers(file)),
+        'agreement': compare(model, open_session(backend, folder), images),
+        'tensors': _tensors(network),
+    }
+    (folder / REPORT).write_text(json.dumps(report, indent=1))
+    return report
+
+
+@torch.no_grad()
+def compare(model: QuantModel, session: Any, images: Tensor) -> dict[str, float]:
+    """Compares the raw outputs of a deployed network with those of the fake-quantized one.
+
+    Args:
+        model: the quantized model.
+        session: the deployed network.
+        images: preprocessed images.
+
+    Returns:
+        ``max_difference``, relative to the largest value of the output that differs most; and, for a network with one
+        output of shape (batch, classes), ``argmax``: the share of images with the same class.
+    """
+    set_quantized(model)
+    model.eval()
+    tree = pytree.tree_leaves(raw_outputs(model.architecture, images))
+    expected = [x for x in tree if isinstance(x, Tensor)]
+    found = run(session, images)
+    worst = max(
+        ((a - b).abs().max() / b.abs().max().clamp_min(1e-9)).item() for a, b in zip(found, expected, strict=True)
+    )
+    result = {'max_difference': worst}
+    if len(expected) == 1 and expected[0].dim() == 2:
+        result['argmax'] = (found[0].argmax(1) == expected[0].argmax(1)).float().mean().item()
+    return result
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Lays out a report for people."""
+    agreement = report['agreement']
+    share = report['bytes'] / report['float_bytes']
+    lines = [
+        f'{report["file"]}: {report["bytes"]} bytes, {share:.3f} of the float weights',
+        f'layers {Layers(**report["layers"])}',
+        f'largest difference to the fake-quantized model: {agreement["max_difference"]:.4f} of the largest value',
+    ]
+    if 'argmax' in agreement:
+        lines.append(f'same class: {100 * agreement["argmax"]:.2f} % of {report["input_shape"][0]} images')
+    return '\n'.join(lines)
+
+
+def _tensors(network: Intermediate) -> dict[str, dict[str, Any]]:
+    everything = {**network.weights, **network.activations}
+    return {name: _numbers(grid) for name, grid in everything.items()}
+
+
+def _numbers(grid: QuantGrid) -> dict[str, Any]:
+    return {
+        'bits': int(grid.quant_max - grid.quant_min).bit_length(),
+        'quant_min': grid.quant_min,
+        'quant_max': grid.quant_max,
+        'axis': grid.ch_axis,
+        'scale': np.asarray(grid.scale, dtype=np.float64).tolist(),
+        'zero_point': grid.zero_point.tolist(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

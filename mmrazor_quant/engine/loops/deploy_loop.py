@@ -1,0 +1,79 @@
+"""Evaluation of a deployed model beside the float and the fake-quantized one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner import BaseLoop, Runner
+
+from mmrazor_quant.backends.deploy import check_backend, deployed, open_session
+from mmrazor_quant.engine.calibration import set_float, set_quantized
+from mmrazor_quant.engine.comparison import comparison_table
+from mmrazor_quant.engine.evaluation import evaluate
+from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.registry import LOOPS
+
+
+@LOOPS.register_module()
+class DeployLoop(BaseLoop):
+    """Evaluate a model three times on the same data: float, fake-quantized, and run by a backend.
+
+    Args:
+        runner: Runner of a :class:`mmrazor_quant.algorithms.GeneralQuant` with a quantized checkpoint.
+        dataloader: What to evaluate on.
+        evaluator: Metrics.
+        backend: Name of the backend.
+        folder: Folder that ``tools/export.py`` wrote.
+        threads: Threads of the backend.
+    """
+
+    def __init__(
+        self, runner: Runner, dataloader: Any, evaluator: Any, backend: str, folder: str, threads: int = 1,
+        **unknown: Any,
+    ) -> None:  # fmt: skip
+        refuse_unknown('test_cfg', DeployLoop, unknown)
+        self.backend = backend
+        check_backend(unwrap_quant_model(runner, 'test_cfg'), backend)
+        self.session = open_session(backend, Path(folder), check_int('test_cfg.threads', threads, minimum=1))
+        super().__init__(runner, dataloader)
+        self.evaluator = evaluator if not isinstance(evaluator, (dict, list)) else runner.build_evaluator(evaluator)
+        if getattr(self.dataloader.dataset, 'metainfo', None) is not None:
+            self.evaluator.dataset_meta = self.dataloader.dataset.metainfo
+
+    @property
+    def model(self) -> QuantModel:
+        """The quantized model, without data-parallel wrapper."""
+        return unwrap_quant_model(self.runner, 'test_cfg')
+
+    def run(self) -> dict[str, float]:
+        """Evaluate.
+
+        Returns:
+            Metrics of the deployed model, those of the others as ``float/<name>`` and ``quantized/<name>``.
+
+        Raises:
+            ValueError: If the model is not calibrated.
+        """
+        if not self.model.is_calibrated:
+            raise ValueError('checkpoint: the model is not calibrated; give the quantized checkpoint of the export')
+        set_float(self.model)
+        found = {'float': self._evaluate(self.runner.model, 'Float evaluation')}
+        set_quantized(self.model)
+        found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation')
+        found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {self.backend}')
+        self.runner.logger.info(
+            f'Float, fake-quantized and deployed model on the same test data ({self.backend}):\n'
+            + comparison_table(found['float'], found['quantized'], {self.backend: found[self.backend]})
+        )
+        others = {f'{kind}/{k}': v for kind in ('float', 'quantized') for k, v in found[kind].items()}
+        return {**found[self.backend], **others}
+
+    def _evaluate(self, model: Any, name: str) -> dict[str, float]:
+        return evaluate(model, self.dataloader, self.evaluator, name)
+
+    def _deployed(self) -> Any:
+        batch = next(iter(self.dataloader))
+        images = self.model.data_preprocessor(batch, False)['inputs']
+        return deployed(self.model.architecture, self.session, images[:1])

@@ -1,0 +1,102 @@
+"""Export a quantized model to a backend's file, run the file, and compare.
+
+python tools/export.py CONFIG quantized.pth --backend onnxruntime --out DIR
+python tools/test.py CONFIG --backend onnxruntime --model DIR        its accuracy
+
+CONFIG has to be one whose quantizers are placed for the backend (model.quantizer.backend). DIR gets the file and
+deploy.json: scales, zero points and bits of each tensor, versions, and the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner, load_checkpoint
+from torch import Tensor
+
+from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module, check_backend
+from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
+from mmrazor_quant.engine.launch import add_common_arguments, load_config, run_tool
+from mmrazor_quant.engine.quant_model import QuantModel
+from mmrazor_quant.registry import MODELS
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='quantized checkpoint')
+    parser.add_argument('--backend', required=True, help=f'one of {", ".join(DEPLOYABLE)}')
+    parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='where to')
+    parser.add_argument(
+        '--input-shape',
+        type=int,
+        nargs=4,
+        metavar='N',
+        help='batch, channels, height, width; default: those of a batch of the test data',
+    )
+    parser.add_argument('--dynamic-batch', action='store_true', help='let the file take any batch size')
+    parser.add_argument('--dynamic-size', action='store_true', help='let the file take images of any size')
+    args = parser.parse_args()
+    if args.input_shape is not None and min(args.input_shape) < 1:
+        parser.error(f'--input-shape takes numbers from 1 up, got {args.input_shape}')
+    return args
+
+
+def build_model(cfg: Config, checkpoint: str, backend: str) -> QuantModel:
+    """Build the model of a config and load its quantized checkpoint.
+
+    Raises:
+        ValueError: If there is something that cannot be exported.
+    """
+    model = MODELS.build(cfg.model)
+    if not isinstance(model, QuantModel):
+        raise ValueError(f'model.type: got {cfg.model.type!r}, allowed: mmrazor.GeneralQuant')
+    check_backend(model, backend)
+    check_checkpoint_matches(load_checkpoint(model, checkpoint, map_location='cpu'), model)
+    if not model.is_calibrated:
+        raise ValueError(
+            f'checkpoint: {checkpoint} is not quantized; tools/test.py and tools/train.py write such files'
+        )
+    return model.eval()
+
+
+def example_images(cfg: Config, model: QuantModel, shape: list[int] | None) -> Tensor:
+    """Give preprocessed images: of the test data, or random ones where there are none, or none of the shape."""
+    images = None
+    if cfg.get('test_dataloader') is not None:
+        try:
+            batch = next(iter(Runner.build_dataloader(cfg.test_dataloader, seed=0)))
+            images = model.data_preprocessor(batch, False)['inputs']
+        except OSError as error:
+            print_log(f'The test data cannot be read ({error}): the comparison is on random images', 'current')
+    if images is None:
+        images = torch.randn(shape or (8, 3, 224, 224))
+    elif shape is not None:
+        images = images if list(images.shape[1:]) == shape[1:] else torch.randn(shape)
+        images = images[: shape[0]]
+    return images
+
+
+def main() -> None:
+    """Export."""
+    args = parse_args()
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    backend_module(args.backend, 'exporter')
+    from mmrazor_quant.engine.deployment import describe, export
+
+    cfg = load_config(args)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        model = build_model(cfg, args.checkpoint, args.backend)
+        images = example_images(cfg, model, args.input_shape)
+        dynamic = ([0] if args.dynamic_batch else []) + ([2, 3] if args.dynamic_size else [])
+        print(describe(export(model, images, args.backend, args.out, dynamic, args.checkpoint)))
+
+
+if __name__ == '__main__':
+    run_tool(main)
