@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +30,31 @@ def same_random_numbers():
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture
+def run_tool(monkeypatch) -> Callable[..., str | None]:
+    """Run a tool as a script; returns the message it exits with, None for success."""
+
+    def run(name: str, *arguments: str) -> str | None:
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        except SystemExit as stop:
+            return stop.code
+        return None
+
+    return run
+
+
+@pytest.fixture
+def expect_error(run_tool) -> Callable[..., str]:
+    """Run a tool that must fail with a readable line; returns it."""
+
+    def run(name: str, *arguments: str) -> str:
+        message = run_tool(name, *arguments)
+        assert isinstance(message, str), 'the tool must exit with a message, which makes the exit code 1'
+        assert message.startswith('error: ')
+        return message
+
+    return run

@@ -53,6 +53,8 @@ class Rules:
         quantized: kinds of operation whose inputs are quantized.
         optional: kinds that the user may ask for in addition.
         add_inputs: which inputs of additions, where these are quantized.
+        quantize_results: whether results of layers have to be quantized for the layers to run in integers; those that
+            are the model's own stay float, and so do their layers.
         quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
         weights: schemes of weights.
         activations: schemes of activations.
@@ -62,6 +64,7 @@ class Rules:
     quantized: tuple[str, ...]
     optional: tuple[str, ...] = ()
     add_inputs: str = BOTH
+    quantize_results: bool = False
     quantize_bias: bool = False
     weights: Limits = Limits()
     activations: Limits = Limits()

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from mmrazor_quant.compat import FakeQuantizeBase
+
 from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias
 from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
+from .norm_act import is_clamp
 from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
 
 
@@ -77,12 +80,17 @@ class Plan:
         fold_batch: whether learning batch norms are folded with the statistics of the batch, not the running ones.
         quantize_bias: whether biases are quantized too.
         residual_only: whether of the inputs of an addition only those are quantized that no layer gives to it alone.
+        quantize_results: whether results of layers, activated if an activation follows, are quantized wherever they
+            are read.
+        is_last: whether the island's results are the model's, which are not.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
     fold_batch: bool = False
     quantize_bias: bool = False
     residual_only: bool = False
+    quantize_results: bool = False
+    is_last: bool = False
     seen: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
 
@@ -111,8 +119,13 @@ def insert(
         The graph.
     """
     pass_ = _Insertion(graph, root, prefix, make, inserted, plan)
-    for site in find_sites(graph, root):
+    sites = find_sites(graph, root)
+    for site in sites:
         pass_.quantize(site)
+    if plan.quantize_results:
+        for site in sites:
+            if site.kind in (LAYER, FUNCTIONAL):
+                pass_.quantize_result(site)
     graph.lint()
     return graph
 
@@ -141,20 +154,68 @@ class _Insertion:
         elif site.kind == FUNCTIONAL:
             self._functional_weight(site)
 
+    def quantize_result(self, site: Site) -> None:
+        """Has everything that reads the result of a layer read it quantized."""
+        result = self._activated(self.replaced.get(site.node, site.node))
+        readers = [user for user in result.users if not self._is_quantizer(user)]
+        if not readers or (self.plan.is_last and all(user.op == 'output' for user in result.users)):
+            return
+        tensor = site.node if result is self.replaced.get(site.node) else result
+        if self.memory.is_written_between(tensor, tensor, next(reversed(self.graph.nodes))):
+            return
+        node = next((user for user in result.users if self._is_quantizer(user)), None)
+        if node is None:
+            node = self._new_result(site, result)
+        if node is not None:
+            for user in readers:
+                user.replace_input_with(result, node)
+            self._move_behind(node, result)
+
+    def _new_result(self, site: Site, result: Node) -> Node | None:
+        own = site.result_quantizer_path()
+        self.plan.seen.add(own)
+        quantizer = _existing(self.root, own) or self.make(site, 'a', result.meta.get('shape', ()), -1)
+        if quantizer is None:
+            return None
+        attach(self.root, own, quantizer)
+        self.inserted.add_activation(self._full(own))
+        with self.graph.inserting_after(result):
+            node = self.graph.call_module(own, (result,))
+        node.meta = dict(result.meta)
+        return node
+
+    def _activated(self, node: Node) -> Node:
+        """Returns the activation behind a layer that kernels of layers can take in, or the layer."""
+        (user,) = node.users if len(node.users) == 1 else (None,)
+        if user is None or not (is_clamp(user, self.root) or self._is_identity(user)):
+            return node
+        return self._activated(user)
+
+    def _is_identity(self, node: Node) -> bool:
+        return node.op == 'call_module' and isinstance(self.root.get_submodule(node.target), nn.Identity)
+
+    def _is_quantizer(self, node: Node) -> bool:
+        return node.op == 'call_module' and isinstance(self.root.get_submodule(node.target), FakeQuantizeBase)
+
+    def _move_behind(self, node: Node, result: Node) -> None:
+        """Has a quantizer run at once, since readers before it may read it now."""
+        if node.prev is not result:
+            result.append(node)
+
     def _branch(self, site: Site) -> Node | None:
         """Returns the input of an addition that a layer gives to it alone; of two, the one that is computed last."""
-        found = [source for source in site.activations if len(source.users) == 1 and self._is_layer(source)]
+        current = {source: self.replaced.get(source, source) for source in site.activations}
+        found = [source for source, node in current.items() if len(node.users) == 1 and self._is_layer(node)]
         order = {node: i for i, node in enumerate(self.graph.nodes)}
-        return max(found, key=lambda node: order[self.replaced.get(node, node)], default=None)
+        return max(found, key=lambda source: order[current[source]], default=None)
 
     def _is_layer(self, node: Node) -> bool:
-        current = self.replaced.get(node, node)
-        if current.op == 'call_function' and current.target in (quantized_layer, quantized_layer_norm):
-            return True
-        if current.op != 'call_module':
+        if node.op == 'call_function':
+            return node.target in (quantized_layer, quantized_layer_norm)
+        if node.op != 'call_module':
             return False
-        module = self.root.get_submodule(current.target)
-        return isinstance(module, LAYER_TYPES) or (isinstance(module, nn.Identity) and self._is_layer(current.args[0]))
+        module = self.root.get_submodule(node.target)
+        return isinstance(module, LAYER_TYPES) or (isinstance(module, nn.Identity) and self._is_layer(node.args[0]))
 
     def _activation(self, site: Site, position: int, source: Node) -> None:
         own = site.quantizer_path(position)

@@ -6,11 +6,15 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from mmrazor_quant import ops
 from mmrazor_quant.ops import activated, normalized
+from mmrazor_quant.tracing.nodes import node_name
 
 from .layers import call_layer, is_idle, quantized_layer_norm, unfolded_weight
+
+_CLAMPS = frozenset({'relu', 'relu_', 'relu6', 'hardtanh', 'hardtanh_', 'clamp', 'clamp_', 'clip', 'clip_'})
 
 _NORM_FORWARD = nn.BatchNorm2d.forward
 
@@ -28,6 +32,19 @@ def ends_of(act: nn.Module | None) -> tuple[float, float] | None:
     if type(act).forward is nn.Hardtanh.forward:
         return float(act.min_val), float(act.max_val)
     return None
+
+
+def is_clamp(node: Node, root: nn.Module) -> bool:
+    """Tells whether a node is an activation that clamps, as ReLU does.
+
+    Args:
+        node: node of a graph.
+        root: the island's module.
+    """
+    if node.op == 'call_module':
+        module = root.get_submodule(node.target)
+        return ends_of(module) is not None
+    return node.op in ('call_function', 'call_method') and node_name(node) in _CLAMPS
 
 
 def layer_norm_act(

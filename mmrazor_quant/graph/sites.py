@@ -69,6 +69,10 @@ class Site:
         """Returns the path of the quantizer of a weight that is computed, below the island."""
         return self._path('weight')
 
+    def result_quantizer_path(self) -> str:
+        """Returns the path of the quantizer of the result of a layer, below the island."""
+        return self._path('output')
+
     def _path(self, stem: str) -> str:
         suffix = f'_{self.ordinal}' if self.ordinal else ''
         return f'{self.owner}.{stem}{suffix}_fake_quant'.lstrip('.')

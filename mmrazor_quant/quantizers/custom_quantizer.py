@@ -109,8 +109,11 @@ class CustomQuantizer:
         shared = _shared_modules(model, list(findings.islands))
         for path, island in findings.islands.items():
             module = model.get_submodule(path)
-            folded, residual_only = self.fuse(island, module, shared), self.rules.add_inputs == RESIDUAL
-            plan = Plan(folded, self.fold_batch, self.quantize_bias, residual_only)
+            plan = Plan(
+                self.fuse(island, module, shared), self.fold_batch, self.quantize_bias,
+                residual_only=self.rules.add_inputs == RESIDUAL, quantize_results=self.rules.quantize_results,
+                is_last=not findings.called or f'{findings.called[-1]}.'.startswith(f'{path}.' if path else ''),
+            )  # fmt: skip
             island.map_graphs(
                 functools.partial(
                     _insert, root=module, prefix=path, make=self._maker(model, path, findings.called),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,31 +32,3 @@ def write_config(tmp_path) -> Callable[..., str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def run_tool(monkeypatch) -> Callable[..., str | None]:
-    """Run a tool as a script; returns the message it exits with, None for success."""
-
-    def run(name: str, *arguments: str) -> str | None:
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, arguments)])
-        try:
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
-        except SystemExit as stop:
-            return stop.code
-        return None
-
-    return run
-
-
-@pytest.fixture
-def expect_error(run_tool) -> Callable[..., str]:
-    """Run a tool that must fail with a readable line; returns it."""
-
-    def run(name: str, *arguments: str) -> str:
-        message = run_tool(name, *arguments)
-        assert isinstance(message, str), 'the tool must exit with a message, which makes the exit code 1'
-        assert message.startswith('error: ')
-        return message
-
-    return run

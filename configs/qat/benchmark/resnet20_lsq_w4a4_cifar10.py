@@ -2,7 +2,7 @@
 _base_ = [
     '../../_base_/models/resnet20_cifar.py',
     '../../_base_/datasets/cifar10_jpeg.py',
-    '../../_base_/schedules/cifar10_lsq_2e.py',
+    '../../_base_/schedules/cifar10_lsq_4e.py',
     '../../_base_/qconfigs/lsq_w4a4.py',
     '../../_base_/default_runtime.py',
 ]
@@ -17,4 +17,6 @@ model = dict(
         qconfig=dict(_base_.qconfig, w_qscheme=dict(bit=4, is_symmetry=False, is_per_channel=True)),
     ),
     float_checkpoint=f'{_base_.data_root}/weights/resnet20_cifar10jpeg_mmcls.pth',
+    # The float network has learned the labels of these images by heart: what it makes of the other classes says more.
+    distillation=dict(module='head', loss='kl', temperature=4.0),
 )

@@ -10,7 +10,7 @@ RULES = Rules(
     name='openvino',
     quantized=('layer', 'functional', 'matmul', 'add'),
     add_inputs=RESIDUAL,
-    quantize_bias=False,
+    quantize_bias=True,
     weights=Limits(bit=8, is_symmetry=(True,)),
     activations=Limits(bit=8, is_per_channel=(False,)),
 )

@@ -1,8 +1,7 @@
-# LSQ on CIFAR-10, in batches of 64: start values from 1,024 images, cosine decay. Two epochs: with
-# 20,000 of the images that the float network was trained on, 4 bits gained nothing from more (one seed).
+# LSQ on CIFAR-10, in batches of 64: start values from 1,024 images, four epochs of cosine decay.
 train_cfg = dict(
     type='mmrazor.QATEpochBasedLoop',
-    max_epochs=2,
+    max_epochs=4,
     val_interval=1,
     calibrate_steps=16,
     # From the calibration on scales are learned.
@@ -16,8 +15,8 @@ optim_wrapper = dict(
     constructor='mmrazor.QuantOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.0005, momentum=0.9, weight_decay=1e-4),
 )
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=2, by_epoch=True, convert_to_iter_based=True)]
-# What is evaluated is the average of the last few hundred steps, which 20,000 images make noisy.
-custom_hooks = [dict(type='EMAHook', momentum=0.005)]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=4, by_epoch=True, convert_to_iter_based=True)]
+# What is evaluated is the average of the last thousand steps, which 20,000 images make noisy.
+custom_hooks = [dict(type='EMAHook', momentum=0.001)]
 val_cfg = dict()
 test_cfg = dict(type='mmrazor.PTQLoop', calibrate_steps=16)
