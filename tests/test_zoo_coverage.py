@@ -33,8 +33,8 @@ def script():
     del sys.modules['zoo_coverage']
 
 
-def run(*arguments):
-    command = [sys.executable, str(SCRIPT), '--package', 'mmcls', *map(str, arguments)]
+def run(*arguments, package='mmcls'):
+    command = [sys.executable, str(SCRIPT), '--package', package, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -60,6 +60,17 @@ def test_one_family_is_measured_and_kept_on_resume(tmp_path):
     assert again.returncode == 0
     assert 'resuming: 1 families are in' in again.stdout
     assert json.loads(out.read_text()) == [record]
+
+
+@pytest.mark.slow
+def test_a_family_of_detectors_is_measured(tmp_path):
+    done = run('--families', 'rtmdet', '--out', tmp_path / 'zoo.json', package='mmdet')
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = json.loads((tmp_path / 'zoo.json').read_text())
+    assert record['ran_float'] and record['captured'], record
+    assert (record['layers_inside'], record['layers_alone'], record['outside']) == (record['layers_total'], 0, [])
+    assert (record['equal_eval'], record['equal_train'], record['equal_resized']) == (True, True, True)
 
 
 @pytest.mark.slow
