@@ -2,17 +2,14 @@
 # images of COCO with YOLOX's own hooks.
 _base_ = [
     '../../_base_/models/yolox-nano_coco94.py',
-    '../../_base_/qconfigs/w8a8_minmax.py',
+    '../../_base_/qconfigs/w8a8_yolox-nano.py',
 ]
 
-# See ptq/benchmark/yolox-nano_w8a8_coco94.py.
-stem = dict(name='backbone.stage1.0.depthwise_conv.conv', a_qscheme=dict(bit=16))
-qconfig = dict(w_qscheme=dict(bit=8, is_symmetry=False, is_per_channel=True), overrides=[stem])
 model = dict(
     _delete_=True,
     type='mmrazor.GeneralQuant',
     architecture=_base_.model,
-    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=dict(_base_.qconfig, **qconfig)),
+    quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
     float_checkpoint=_base_.float_checkpoint,
 )
 train_cfg = dict(
