@@ -49,7 +49,8 @@ def once(layer: nn.Module, use: object, compute: Callable[[], Parameters]) -> Pa
     """
     if not is_frozen(layer):
         return compute()
-    known = vars(layer)[_FROZEN]
-    if use not in known:
-        known[use] = compute()
-    return known[use]
+    known, weight = vars(layer)[_FROZEN], layer.weight
+    # The layer may run with other parameters for once, as when a graph is run without data to see whether it fits.
+    if use not in known or known[use][0] is not weight:
+        known[use] = weight, compute()
+    return known[use][1]

@@ -20,7 +20,8 @@ def build(name: str) -> GeneralQuant:
     """Build the model of a config as the runner does, with random weights."""
     register_all_modules(init_default_scope=False)
     cfg = Config.fromfile(ROOT / name)
-    cfg.model.pop('float_checkpoint', None)
+    for field in ('float_checkpoint', 'distillation'):
+        cfg.model.pop(field, None)
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope('mmcls'):

@@ -105,3 +105,16 @@ def test_calibration_sees_what_the_float_network_computes():
     for name, module in network.named_modules():
         if hasattr(module, 'scale'):
             assert error(found[name], module.scale) < 1e-5, name
+
+
+@torch.no_grad()
+def test_parameters_of_one_call_are_not_kept():
+    """Guards of a graph are tried on tensors without data."""
+    network = model()
+    expected = network(images())
+    others = {name: torch.zeros_like(p) for name, p in network.architecture.named_parameters()}
+    with frozen_weights(network):
+        torch.func.functional_call(network.architecture, others, (images(),))
+        assert torch.equal(network(images()), expected)
+        zeros = torch.func.functional_call(network.architecture, others, (images(),))
+        assert torch.equal(network(images()), expected) and not torch.equal(zeros, expected)
