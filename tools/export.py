@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
@@ -51,6 +50,14 @@ def parse_args() -> argparse.Namespace:
 def build_model(cfg: Config, checkpoint: str, backend: str) -> QuantModel:
     """Build the model of a config and load its quantized checkpoint.
 
+    Args:
+        cfg: Config.
+        checkpoint: Path of the checkpoint.
+        backend: Name of the backend.
+
+    Returns:
+        The model, in eval mode.
+
     Raises:
         ValueError: If there is something that cannot be exported.
     """
@@ -67,20 +74,40 @@ def build_model(cfg: Config, checkpoint: str, backend: str) -> QuantModel:
 
 
 def example_images(cfg: Config, model: QuantModel, shape: list[int] | None) -> Tensor:
-    """Give preprocessed images: of the test data, or random ones where there are none, or none of the shape."""
-    images = None
-    if cfg.get('test_dataloader') is not None:
-        try:
-            batch = next(iter(Runner.build_dataloader(cfg.test_dataloader, seed=0)))
-            images = model.data_preprocessor(batch, False)['inputs']
-        except OSError as error:
-            print_log(f'The test data cannot be read ({error}): the comparison is on random images', 'current')
-    if images is None:
-        images = torch.randn(shape or (8, 3, 224, 224))
-    elif shape is not None:
-        images = images if list(images.shape[1:]) == shape[1:] else torch.randn(shape)
-        images = images[: shape[0]]
-    return images
+    """Give preprocessed images: of the test data, or random ones where there are none, or none of the shape.
+
+    Args:
+        cfg: Config.
+        model: Model, with its preprocessor.
+        shape: Shape wanted; None: that of a batch of the test data.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If there are neither data nor a shape.
+    """
+    images, reason = read_images(cfg, model)
+    if images is None and shape is None:
+        raise ValueError(f'--input-shape: not given, and {reason}; give it, such as 1 3 224 224')
+    if shape is None:
+        return images
+    if images is not None and list(images.shape[1:]) == shape[1:]:
+        return images.repeat(-(-shape[0] // len(images)), 1, 1, 1)[: shape[0]]
+    reason = reason or f'the test data are images of {list(images.shape[1:])}'
+    print(f'{reason}: the comparison is on random images')
+    return torch.randn(shape)
+
+
+def read_images(cfg: Config, model: QuantModel) -> tuple[Tensor | None, str]:
+    """Read a batch of the test data; returns None and the reason where there is none."""
+    if cfg.get('test_dataloader') is None:
+        return None, 'the config has no test_dataloader'
+    try:
+        batch = next(iter(Runner.build_dataloader(cfg.test_dataloader, seed=0)))
+    except OSError as error:
+        return None, f'the test data cannot be read ({error})'
+    return model.data_preprocessor(batch, False)['inputs'], ''
 
 
 def main() -> None:

@@ -32,7 +32,16 @@ def divergence(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 
 
 def squared_error(found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """Mean squared difference, for outputs that are no classes; the temperature is without meaning."""
+    """Mean squared difference, for outputs that are no classes.
+
+    Args:
+        found: Output of the student, any shape.
+        wanted: That of the teacher, the same shape.
+        temperature: Without meaning.
+
+    Returns:
+        The mean over all values.
+    """
     return F.mse_loss(found.float(), wanted.float())
 
 

@@ -129,7 +129,7 @@ class GeneralQuant(BaseModel):
             TypeError: mode ``loss`` of a module without modes.
         """
         wants_loss = 'loss' in (args[1:2] or (kwargs.get('mode'),))
-        if wants_loss and self.training and self.distillation is not None:
+        if wants_loss and self.training and self.distillation is not None and has_modes(self.architecture):
             return self.distillation.losses(self.architecture, inputs, *args, **kwargs)
         if has_modes(self.architecture):
             return self.architecture(inputs, *args, **kwargs)

@@ -48,6 +48,12 @@ def backend_module(backend: str, name: str) -> ModuleType:
 def read_report(folder: Path) -> dict[str, Any]:
     """Reads ``deploy.json`` of an export.
 
+    Args:
+        folder: folder of the export.
+
+    Returns:
+        What was written there.
+
     Raises:
         FileNotFoundError: if there is none.
     """
@@ -67,7 +73,8 @@ def check_backend(model: nn.Module, backend: str) -> None:
     Raises:
         ValueError: if it was built for another one.
     """
-    found = model.quantizer.rules.name
+    rules = getattr(model.quantizer, 'rules', None)
+    found = None if rules is None else rules.name
     if found != backend:
         raise ValueError(
             f'model.quantizer.backend: got {found!r}, allowed with --backend {backend}: {backend!r}; quantizers are '
@@ -84,9 +91,13 @@ def open_session(backend: str, folder: Path, threads: int = 1) -> Session:
         threads: threads of a run.
 
     Raises:
-        FileNotFoundError: nothing was exported there for this backend.
+        FileNotFoundError: nothing was exported there.
+        ValueError: it was exported for another backend.
     """
     runtime, exporter = (backend_module(backend, name) for name in ('runtime', 'exporter'))
+    found = read_report(folder)['backend']
+    if found != backend:
+        raise ValueError(f'--backend: got {backend!r}, allowed with --model {folder}: {found!r}')
     file = Path(folder) / exporter.FILE
     if not file.is_file():
         raise FileNotFoundError(f'--model: there is no {exporter.FILE} in {folder}')
@@ -102,9 +113,8 @@ def head_of(architecture: nn.Module) -> nn.Module:
     Raises:
         ValueError: a model that is no backbone with one head behind it.
     """
-    name = codebase_of(architecture).head
-    head = None if name is None else getattr(architecture, name, None)
-    if head is None or not hasattr(architecture, 'extract_feat'):
+    head = codebase_of(architecture).head(architecture)
+    if head is None:
         raise ValueError(
             f'architecture: got a {type(architecture).__name__}, allowed: classifiers of mmcls and one-stage detectors '
             'of mmdet, whose network ends in one head'

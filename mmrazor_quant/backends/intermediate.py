@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from .grid import QuantGrid
 DOMAIN, FAKE_QUANT = 'mmrazor_quant', 'FakeQuant'
 OPSET = 17
 
-_PREFIX = 'network.'
+PREFIX = 'network.'
+"""What the names of initializers have before the path of the parameter."""
 
 
 @dataclass
@@ -79,6 +81,11 @@ class FakeQuantNode(nn.Module):
         return _Emit.apply(x, self.scale, self.zero_point, *self.numbers)
 
 
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """Returns the tensors among outputs nested in any way."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
 class _Tensors(nn.Module):
     """A network whose outputs are taken out of whatever they are nested in."""
 
@@ -87,7 +94,7 @@ class _Tensors(nn.Module):
         self.network, self.run = network, forward
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(leaf for leaf in pytree.tree_leaves(self.run(self.network, x)) if isinstance(leaf, Tensor))
+        return tuple(tensors_of(self.run(self.network, x)))
 
 
 def export_intermediate(
@@ -112,11 +119,14 @@ def export_intermediate(
         RuntimeError: the model is not calibrated.
     """
     model = copy.deepcopy(model).cpu().eval()
+    model.set_quant_state(False, True, False, True)
+    _settle_weights(model)
     grids = {
         path: QuantGrid.of(quantizer, path) for path, quantizer in (*model.weight_quantizers(), *model.act_quantizers())
     }
     weights = {site.weight: grids[site.quantizer] for site in model.inserted.weights}
     activations = {path: grids[path] for path, _ in model.act_quantizers()}
+    _check_activations(activations)
     network = model.bake()
     for path, grid in activations.items():
         parent, _, name = path.rpartition('.')
@@ -126,10 +136,27 @@ def export_intermediate(
     return Intermediate(proto, named, activations)
 
 
+@torch.no_grad()
+def _settle_weights(model: nn.Module) -> None:
+    """Runs the quantizers of weights once: some have a scale that follows from the very weight."""
+    for site in model.inserted.weights:
+        model.architecture.get_submodule(site.quantizer)(site.value(model.architecture))
+
+
+def _check_activations(activations: dict[str, QuantGrid]) -> None:
+    for path, grid in activations.items():
+        if grid.ch_axis != -1:
+            raise ValueError(
+                f'{path}: got one scale per channel, allowed in files: one per tensor (a weight that is computed, not '
+                'a parameter, is quantized as an activation)'
+            )
+
+
 def _initializer_name(network: nn.Module, weight: str) -> str:
     """Returns the name that the exporter gives a parameter: of several, the first."""
-    wanted = network.get_parameter(weight)
-    return _PREFIX + next(name for name, p in network.named_parameters() if p is wanted)
+    wanted = operator.attrgetter(weight)(network)
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return PREFIX + next(name for name, tensor in tensors if tensor is wanted)
 
 
 @torch.no_grad()
@@ -142,7 +169,7 @@ def _export(network: nn.Module, images: Tensor, dynamic: Sequence[int]) -> onnx.
         # Python numbers become constants of the file: sizes, unless they are dynamic.
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
         warnings.simplefilter('ignore', DeprecationWarning)
-        warnings.simplefilter('ignore', UserWarning)
+        warnings.filterwarnings('ignore', category=UserWarning, module='torch')
         torch.onnx.export(
             network, (images,), file, dynamo=False, opset_version=OPSET, input_names=['input'], output_names=outputs,
             dynamic_axes=axes, do_constant_folding=False, keep_initializers_as_inputs=False,

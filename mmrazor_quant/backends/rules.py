@@ -18,11 +18,13 @@ class Limits:
         bit: most bits.
         is_symmetry: allowed values of the scheme's field.
         is_per_channel: allowed values of the scheme's field.
+        is_signed: whether the integers may be signed, or have to be.
     """
 
     bit: int = 32
     is_symmetry: tuple[bool, ...] = (False, True)
     is_per_channel: tuple[bool, ...] = (False, True)
+    is_signed: tuple[bool, ...] = (False, True)
 
     def check(self, scheme: QScheme, field: str, backend: str) -> None:
         """Refuses a scheme that the backend cannot run.
@@ -38,8 +40,9 @@ class Limits:
         where = f"allowed with quantizer.backend='{backend}'"
         if scheme.bit > self.bit:
             raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: 1 to {self.bit}')
-        for name in ('is_symmetry', 'is_per_channel'):
-            value, allowed = getattr(scheme, name), getattr(self, name)
+        values = dict(is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed)
+        for name, value in values.items():
+            allowed = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f'{field}.{name}: got {value}, {where}: {", ".join(map(str, allowed))}')
 

@@ -16,6 +16,10 @@ def _plain_forward(model: nn.Module, images: torch.Tensor, samples: list[Any], m
     return model(images, samples, mode=mode)
 
 
+def _no_head(model: nn.Module) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Codebase:
     """One library.
@@ -28,7 +32,8 @@ class Codebase:
         modes: the modes to run, each with the training flag; in eval first. Of those in eval the first that works says
             that the model runs on an input.
         settings: ``settings(model)``: context in which every part of the model takes part in ``predict``.
-        head: attribute that holds the head of a model, whose forward gives raw results; None: there is no such thing.
+        head: ``head(model)``: the part behind ``extract_feat`` whose forward gives all raw results; None: there is no
+            such thing.
     """
 
     owns: Callable[[nn.Module], bool]
@@ -36,7 +41,7 @@ class Codebase:
     forward: Callable[[nn.Module, torch.Tensor, Any, str], Any] = _plain_forward
     modes: tuple[tuple[str, bool], ...] = (('tensor', False), ('predict', False), ('loss', True))
     settings: Callable[[nn.Module], AbstractContextManager] = contextlib.nullcontext
-    head: str | None = None
+    head: Callable[[nn.Module], nn.Module | None] = _no_head
 
 
 UNKNOWN = Codebase(owns=lambda model: True, samples=lambda model, shape: None)

@@ -36,4 +36,13 @@ def _sample(index: int, shape: tuple[int, ...], classes: int | None) -> ClsDataS
     return sample.set_gt_label(torch.tensor([index % 2]))
 
 
-CODEBASE = Codebase(owns, samples, head='head')
+def head(model: nn.Module) -> nn.Module | None:
+    """Returns the head of a classifier.
+
+    Args:
+        model: a classifier or retriever.
+    """
+    return model.head if isinstance(model, BaseClassifier) and model.with_head else None
+
+
+CODEBASE = Codebase(owns, samples, head=head)

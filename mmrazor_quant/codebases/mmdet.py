@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models import BaseDetector, BaseMOTModel
+from mmdet.models import BaseDetector, BaseMOTModel, SingleStageDetector
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData, PixelData
@@ -128,11 +128,20 @@ def _test_settings(model: nn.Module) -> Iterator[Any]:
             waiting += value.values()
 
 
+def head(model: nn.Module) -> nn.Module | None:
+    """Returns the head of a one-stage detector.
+
+    Args:
+        model: a detector or tracker.
+    """
+    return model.bbox_head if isinstance(model, SingleStageDetector) else None
+
+
 CODEBASE = Codebase(
     owns,
     samples,
     forward,
     modes=(('predict', False), ('tensor', False), ('loss', True)),
     settings=settings,
-    head='bbox_head',
+    head=head,
 )

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
-from mmrazor_quant.backends.deploy import REPORT, backend_module, open_session, raw_outputs
+from mmrazor_quant.backends.deploy import REPORT, backend_module, raw_outputs
 from mmrazor_quant.backends.grid import QuantGrid
-from mmrazor_quant.backends.intermediate import Intermediate, export_intermediate
+from mmrazor_quant.backends.intermediate import PREFIX, Intermediate, export_intermediate, tensors_of
 from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
@@ -46,14 +45,14 @@ def export(
     report = {
         'backend': backend,
         'file': file.name,
-        'checkpoint': checkpoint,
+        'checkpoint': str(Path(checkpoint).resolve()),
         'versions': _versions(),
         'input_shape': list(images.shape),
         'dynamic_dimensions': list(dynamic),
         'bytes': file.stat().st_size,
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
         'layers': vars(runtime.layers(file)),
-        'agreement': compare(model, open_session(backend, folder), images),
+        'agreement': compare(model, runtime.Session(file), images),
         'tensors': _tensors(network),
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1))
@@ -75,8 +74,7 @@ def compare(model: QuantModel, session: Any, images: Tensor) -> dict[str, float]
     """
     set_quantized(model)
     model.eval()
-    tree = pytree.tree_leaves(raw_outputs(model.architecture, images))
-    expected = [x for x in tree if isinstance(x, Tensor)]
+    expected = tensors_of(raw_outputs(model.architecture, images))
     found = run(session, images)
     worst = max(
         ((a - b).abs().max() / b.abs().max().clamp_min(1e-9)).item() for a, b in zip(found, expected, strict=True)
@@ -88,7 +86,14 @@ def compare(model: QuantModel, session: Any, images: Tensor) -> dict[str, float]
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Lays out a report for people."""
+    """Lays out a report for people.
+
+    Args:
+        report: what :func:`export` returned.
+
+    Returns:
+        Lines of text.
+    """
     agreement = report['agreement']
     share = report['bytes'] / report['float_bytes']
     lines = [
@@ -102,7 +107,8 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _tensors(network: Intermediate) -> dict[str, dict[str, Any]]:
-    everything = {**network.weights, **network.activations}
+    weights = {name.removeprefix(PREFIX): grid for name, grid in network.weights.items()}
+    everything = {**weights, **network.activations}
     return {name: _numbers(grid) for name, grid in everything.items()}
 
 

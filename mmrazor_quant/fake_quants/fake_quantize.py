@@ -136,7 +136,8 @@ class FakeQuantize(FakeQuantizeBase):
         """
         if type(self).forward is not FakeQuantize.forward or not self._quantizing:
             return None
-        if self._observing and not isinstance(self.activation_post_process, ExtremesObserver):
+        observer = self.activation_post_process
+        if self._observing and not (isinstance(observer, ExtremesObserver) and observer.is_plain):
             return None
         observe = self._observe_extremes if self._observing else None
         return ops.Quantization(self.scale, self.zero_point, self.quant_min, self.quant_max, from_range=observe)

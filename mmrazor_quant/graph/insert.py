@@ -12,10 +12,14 @@ from mmrazor_quant.compat import FakeQuantizeBase
 
 from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias
+from .calls import MODULES_READ
 from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
 from .norm_act import is_clamp
 from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
+
+_IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
+"""Modules that do nothing in a network that is deployed."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,7 @@ def insert(
     for site in sites:
         pass_.quantize(site)
     if plan.quantize_results:
-        for site in sites:
-            if site.kind in (LAYER, FUNCTIONAL):
-                pass_.quantize_result(site)
+        pass_.quantize_results(sites)
     graph.lint()
     return graph
 
@@ -154,16 +156,23 @@ class _Insertion:
         elif site.kind == FUNCTIONAL:
             self._functional_weight(site)
 
-    def quantize_result(self, site: Site) -> None:
-        """Has everything that reads the result of a layer read it quantized."""
+    def quantize_results(self, sites: list[Site]) -> None:
+        """Has what reads the results of layers read them quantized, but for sites that are to read float tensors."""
+        operations = {self.replaced.get(site.node, site.node) for site in sites}
+        for site in sites:
+            if site.kind in (LAYER, FUNCTIONAL):
+                self._result(site, operations)
+
+    def _result(self, site: Site, operations: set[Node]) -> None:
         result = self._activated(self.replaced.get(site.node, site.node))
-        readers = [user for user in result.users if not self._is_quantizer(user)]
+        readers = [user for user in result.users if not self._is_quantizer(user) and user not in operations]
         if not readers or (self.plan.is_last and all(user.op == 'output' for user in result.users)):
             return
         tensor = site.node if result is self.replaced.get(site.node) else result
-        if self.memory.is_written_between(tensor, tensor, next(reversed(self.graph.nodes))):
+        # A reader that is alone may write to the quantized tensor instead.
+        if len(result.users) > 1 and self.memory.is_written_between(tensor, tensor, next(reversed(self.graph.nodes))):
             return
-        node = next((user for user in result.users if self._is_quantizer(user)), None)
+        node = max(filter(self._is_quantizer, result.users), key=self._levels, default=None)
         if node is None:
             node = self._new_result(site, result)
         if node is not None:
@@ -197,6 +206,10 @@ class _Insertion:
     def _is_quantizer(self, node: Node) -> bool:
         return node.op == 'call_module' and isinstance(self.root.get_submodule(node.target), FakeQuantizeBase)
 
+    def _levels(self, node: Node) -> int:
+        quantizer = self.root.get_submodule(node.target)
+        return quantizer.quant_max - quantizer.quant_min
+
     def _move_behind(self, node: Node, result: Node) -> None:
         """Has a quantizer run at once, since readers before it may read it now."""
         if node.prev is not result:
@@ -211,11 +224,11 @@ class _Insertion:
 
     def _is_layer(self, node: Node) -> bool:
         if node.op == 'call_function':
-            return node.target in (quantized_layer, quantized_layer_norm)
+            return node.target in MODULES_READ or node.target in FUNCTIONAL_LAYERS
         if node.op != 'call_module':
             return False
         module = self.root.get_submodule(node.target)
-        return isinstance(module, LAYER_TYPES) or (isinstance(module, nn.Identity) and self._is_layer(node.args[0]))
+        return isinstance(module, LAYER_TYPES) or (isinstance(module, _IDENTITIES) and self._is_layer(node.args[0]))
 
     def _activation(self, site: Site, position: int, source: Node) -> None:
         own = site.quantizer_path(position)

@@ -45,7 +45,8 @@ def advance_and_quantize(
     Returns:
         scale, float32, and zero_point, shape [C]; None if there is no compiled code (yet): nothing is done then.
     """
-    low, high = (e.reshape(-1) for e in extremes)
+    # Of a tensor of a half type they are of that type.
+    low, high = (e.reshape(-1).to(statistics[0].dtype) for e in extremes)
     tensors = (low, high, *statistics)
     if not compiled.usable(low, 1) or any(t.shape != low.shape or t.device != low.device for t in statistics):
         return None

@@ -46,8 +46,15 @@ class ExtremesObserver(RangeObserver):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if 'advance' not in vars(cls) and any(name in vars(cls) for name in _STEPS):
+        owner = next(kind for kind in cls.__mro__ if 'advance' in vars(kind))
+        if any(getattr(cls, name) is not getattr(owner, name) for name in _STEPS):
             cls.advance = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the extremes of a tensor are all that is taken from it: not where a subclass looks at it before."""
+        kind = type(self)
+        return kind.update is ExtremesObserver.update and kind.forward is RangeObserver.forward
 
     @property
     def advance_constants(self) -> tuple[float, ...]:
@@ -56,8 +63,10 @@ class ExtremesObserver(RangeObserver):
 
     def follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Update the statistics; see the base class."""
-        has_channels = not self.is_per_channel or x.shape[self.ch_axis] == self.channels
-        if x.numel() == 0 or not has_channels or self.is_reducing or self._forward_hooks or self._forward_pre_hooks:
+        has_hooks = self._forward_hooks or self._forward_pre_hooks
+        if x.numel() == 0 or has_hooks or self.is_reducing or not self.is_plain:
+            return super().follow(x)
+        if self.is_per_channel and x.shape[self.ch_axis] != self.channels:
             return super().follow(x)
         return self.follow_extremes(*extremes(x.detach(), self.ch_axis))
 

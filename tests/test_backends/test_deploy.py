@@ -30,10 +30,10 @@ def test_tools_export_and_evaluate_a_classifier(backend, run_tool, tmp_path, cap
     printed = capsys.readouterr().out
     assert 'same class: ' in printed and 'in integers: ' in printed and 'in float: ' in printed
     report = json.loads((out / 'deploy.json').read_text())
-    assert report['backend'] == backend and report['checkpoint'] == str(checkpoint)
+    assert report['backend'] == backend and report['checkpoint'] == str(checkpoint.resolve())
     assert report['agreement']['argmax'] >= 0.9
     bits = {name: tensor['bits'] for name, tensor in report['tensors'].items()}
-    assert set(bits.values()) == {8} and 'network.backbone.conv1.weight' in bits
+    assert set(bits.values()) == {8} and 'backbone.conv1.weight' in bits
 
     metrics = tmp_path / 'metrics.json'
     assert run_tool('test', DIGITS, '--backend', backend, '--model', out, '--out', metrics, *options) is None
@@ -54,6 +54,11 @@ def test_tools_say_what_is_wrong(expect_error, run_tool, tmp_path):
     missing = expect_error('test', DIGITS, '--backend', 'onnxruntime', '--model', tmp_path / 'nothing', *options)
     assert 'there is no deploy.json in' in missing
     assert not (tmp_path / 'out').exists()
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'deploy.json').write_text(json.dumps(dict(backend='openvino', checkpoint=str(checkpoint))))
+    changed = [*options, 'model.quantizer.backend=onnxruntime']
+    other = expect_error('test', DIGITS, '--backend', 'onnxruntime', '--model', tmp_path / 'other', *changed)
+    assert "--backend: got 'onnxruntime', allowed with --model" in other and "'openvino'" in other
 
 
 def test_a_detector_keeps_its_own_post_processing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_models import Net, calibrate, images, names, qconfig, quantized
@@ -14,6 +15,7 @@ REFUSED = {
     'w_qscheme.bit': (dict(bit=9), 'qconfig.w_qscheme.bit: got 9, allowed with quantizer.backend={!r}: 1 to 8'),
     'a_qscheme.bit': (dict(bit=16), 'qconfig.a_qscheme.bit: got 16, allowed with quantizer.backend={!r}: 1 to 8'),
     'w_qscheme.is_symmetry': (dict(is_symmetry=False), 'qconfig.w_qscheme.is_symmetry: got False, allowed'),
+    'w_qscheme.is_signed': (dict(is_signed=False), 'qconfig.w_qscheme.is_signed: got False, allowed'),
     'a_qscheme.is_per_channel': (dict(is_per_channel=True), 'qconfig.a_qscheme.is_per_channel: got True, allowed'),
 }
 
@@ -73,6 +75,38 @@ def test_quantizers_without_a_grid_cannot_be_exported(kind, scheme, message):
     calibrate(model)
     with pytest.raises(ValueError, match=message):
         export_intermediate(model, images(), lambda network, x: network(x))
+
+
+def test_result_in_front_of_an_activation_in_place_is_quantized():
+    modules = {'conv': nn.Conv2d(3, 4, 3), 'act': nn.SiLU(inplace=True), 'conv2': nn.Conv2d(4, 4, 3)}
+    model = quantized(Net(lambda m, x: m.conv2(m.act(m.conv(x))), **modules), qconfig(), backend='onnxruntime')
+    found = names(model.act_quantizers())
+    assert sorted(found) == ['conv.input_fake_quant', 'conv.output_fake_quant', 'conv2.input_fake_quant']
+
+
+def test_a_layer_that_is_to_stay_float_reads_float():
+    def branches(m, x):
+        x = m.act(m.conv(x))
+        return m.conv2(x) + m.conv3(x).mean()
+
+    overrides = [dict(name='conv3', w_qscheme='float', a_qscheme='float')]
+    convs = {'conv': nn.Conv2d(3, 4, 3), 'conv2': nn.Conv2d(4, 4, 3), 'conv3': nn.Conv2d(4, 4, 3)}
+    network = Net(branches, **convs, act=nn.ReLU())
+    model = quantized(network, qconfig(a=2, overrides=overrides), backend='onnxruntime')
+    seen = []
+    model.architecture.conv3.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    calibrate(model)(images())
+    assert len(seen[-1].unique()) > 4
+
+
+def test_scales_that_follow_from_the_weight_are_those_of_the_file():
+    config = qconfig(w=4, w_fake_quant=dict(type='mmrazor.DoReFaFakeQuantize', rescale=False))
+    model = calibrate(quantized(net(), config))
+    network = export_intermediate(model, images(), lambda network, x: network(x))
+    weight = model.bake().conv.weight.detach().numpy()
+    grid = network.weights['network.conv.weight']
+    real = (grid.integers(weight) - grid.zero_point.reshape(-1, 1, 1, 1)) * grid.scale.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(real, weight, rtol=1e-6, atol=1e-7)
 
 
 def test_integers_of_a_grid_are_those_of_training():

@@ -31,19 +31,20 @@ def at_once(monkeypatch):
     monkeypatch.setattr(compiled.switch, 'on', True)
 
 
-def follow_all(observer: ExtremesObserver) -> list[Tensor]:
-    found = [v for batch in batches() for v in observer.follow(batch)]
+def follow_all(observer: ExtremesObserver, dtype: torch.dtype) -> list[Tensor]:
+    found = [v for batch in batches() for v in observer.follow(batch.to(dtype))]
     return [*found, *observer.state_dict().values()]
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('scheme', SCHEMES)
 @pytest.mark.parametrize('kind', [MinMaxObserver, EMAMinMaxObserver])
-def test_follows_as_one_by_one(at_once, monkeypatch, kind, scheme):
+def test_follows_as_one_by_one(at_once, monkeypatch, kind, scheme, dtype):
     params = QScheme(**SCHEMES[scheme]).observer_params()
     monkeypatch.setattr(compiled, '_give_up', lambda error: pytest.fail(str(error)))
-    found = follow_all(kind(**params))
+    found = follow_all(kind(**params), dtype)
     with ops.eager_mode():
-        expected = follow_all(kind(**params))
+        expected = follow_all(kind(**params), dtype)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
         assert a.dtype == b.dtype

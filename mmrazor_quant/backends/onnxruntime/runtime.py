@@ -12,7 +12,7 @@ import onnxruntime
 
 from mmrazor_quant.backends.session import Layers
 
-INTEGER = ('QLinearConv', 'QLinearMatMul', 'QGemm', 'ConvInteger', 'MatMulInteger')
+INTEGER = ('QLinearConv', 'QLinearMatMul', 'QGemm', 'ConvInteger', 'MatMulInteger', 'MatMulIntegerToFloat')
 FLOAT = ('Conv', 'FusedConv', 'Gemm', 'FusedGemm', 'MatMul', 'FusedMatMul', 'ConvTranspose')
 
 

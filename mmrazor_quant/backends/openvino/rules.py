@@ -11,6 +11,6 @@ RULES = Rules(
     quantized=('layer', 'functional', 'matmul', 'add'),
     add_inputs=RESIDUAL,
     quantize_bias=True,
-    weights=Limits(bit=8, is_symmetry=(True,)),
+    weights=Limits(bit=8, is_symmetry=(True,), is_signed=(True,)),
     activations=Limits(bit=8, is_per_channel=(False,)),
 )

@@ -17,6 +17,8 @@ KEY = 'batch_augments'
 """Name of the entry in the checkpoint."""
 
 _PLAIN = (int, float, str, type(None))
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 
 
 @HOOKS.register_module()
@@ -24,8 +26,21 @@ class BatchAugmentsHook(Hook):
     """Let a resumed training go on with the augmentations of batches as the uninterrupted one does.
 
     Some of them, in ``data_preprocessor.batch_augments``, carry a state from one batch to the next in plain
-    attributes, which no state dict has: mmdet's ``BatchSyncRandomResize`` the size of the batches to come.
+    attributes, which no state dict has: mmdet's ``BatchSyncRandomResize`` the size of the batches to come. Attributes
+    that training did not change are settings, which stay those of the config.
     """
+
+    def __init__(self) -> None:
+        self._settings: list[dict[str, Any]] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Note what the config says.
+
+        Args:
+            runner: Runner of the model.
+        """
+        if self._settings is None:
+            self._settings = [_plain_attributes(augment) for augment in _augments(runner)]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Write down the attributes.
@@ -34,7 +49,11 @@ class BatchAugmentsHook(Hook):
             runner: Runner of the model.
             checkpoint: What will be written to the file.
         """
-        checkpoint[KEY] = [_plain_attributes(augment) for augment in _augments(runner)]
+        before = self._settings or [{}] * len(list(_augments(runner)))
+        checkpoint[KEY] = [
+            {name: value for name, value in _plain_attributes(augment).items() if settings.get(name, ...) != value}
+            for augment, settings in zip(_augments(runner), before)
+        ]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Restore the attributes of the process that is being resumed.
@@ -44,6 +63,7 @@ class BatchAugmentsHook(Hook):
             checkpoint: What was read from the file.
         """
         if runner._resume:
+            self.before_train(runner)
             for augment, attributes in zip(_augments(runner), checkpoint.get(KEY, ())):
                 vars(augment).update(attributes)
 
@@ -60,10 +80,5 @@ def _plain_attributes(augment: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(augment).items()
-        if all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value)) and _is_state(name)
+        if name not in _OF_MODULES and all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value))
     }
-
-
-def _is_state(name: str) -> bool:
-    # What a distributed run differs in is not restored from the checkpoint of rank 0.
-    return name not in ('rank', 'world_size', 'training')

@@ -13,6 +13,7 @@ from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.evaluation import evaluate
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.graph.frozen import frozen_weights
 from mmrazor_quant.registry import LOOPS
 
 
@@ -61,7 +62,8 @@ class DeployLoop(BaseLoop):
         set_float(self.model)
         found = {'float': self._evaluate(self.runner.model, 'Float evaluation')}
         set_quantized(self.model)
-        found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation')
+        with frozen_weights(self.model):
+            found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation')
         found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {self.backend}')
         self.runner.logger.info(
             f'Float, fake-quantized and deployed model on the same test data ({self.backend}):\n'
