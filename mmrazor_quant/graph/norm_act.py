@@ -85,9 +85,17 @@ def layer_norm_act(
         if quantization is not None and activated.usable(y, other, quantization):
             return ops.fake_quantize_activated(y, other, ends_of(act), quantization, has_plain)
     y = y if identity is None else identity(y)
-    y = y if other is None else y + other
+    if other is not None:
+        is_free = type(norm).forward is _NORM_FORWARD and not any(map(_has_hooks, (layer, norm, identity)))
+        y = _add(y, other) if is_free else y + other
     y = y if act is None else act(y)
     return quantizer(y), y if has_plain else None
+
+
+def _add(y: Tensor, other: Tensor) -> Tensor:
+    """Adds to a result that no backward and no hook needs, in its memory where shape and type stay."""
+    fits = other.shape == y.shape and other.dtype == y.dtype and type(y) is type(other) is Tensor
+    return y.add_(other) if fits else y + other
 
 
 def _learns(layer: nn.Module, norm: nn.Module) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .layout import flat_view, is_dense, is_plain
+from .learned_reference import reduced, step_terms
 from .reference import Grid
 
-CHUNK = 2**18
+CHUNK = 2**19
 """Elements of a piece (measured on CPU)."""
 
 MIN_NUMEL = 2**16
@@ -90,17 +91,23 @@ def step(grad: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         Gradient of ``x``; and that of the scale, shape [1].
     """
     result, dtype, bounds = torch.empty_like(grad), grid.low.dtype, _Bounds(grid)
-    inverse, work, terms = grid.inverse.reshape(()), _work(x, dtype, 3), []
-    for g, v, target in _pieces(grad, x, result):
-        u, q, d = _fitting(work, v)
+    in_place = dtype == grad.dtype
+    inverse, work, terms = grid.inverse.reshape(()), _work(x, dtype, 2 if in_place else 3), []
+    below, above = bounds.low - 1, bounds.high + 1
+    for g, v, target in _pieces(grad.to(dtype), x, result):
+        u, q, *spare = _fitting(work, v)
+        kept = target if in_place else spare[0]
         torch.mul(v.to(dtype), inverse, out=u)
         torch.round(u, out=q)
-        torch.clamp(q, bounds.low, bounds.high, out=d)
-        _keep_between(u, q, bounds.low - 1, bounds.high + 1, out=u)
-        torch.mul(g, q.eq_(d), out=target)
+        _keep_between(g, q, below, above, out=kept)
+        if not in_place:
+            target.copy_(kept)
+        _keep_between(u, q, below, above, out=u)
         # Not the difference of two sums: at many bits each is large, and their difference small.
-        terms.append(torch.dot(g.to(dtype), d.sub_(u)))
-    return result, torch.stack(terms).sum().reshape(1)
+        terms.append(torch.dot(g, q.clamp_(bounds.low, bounds.high).sub_(u)))
+    of_scale = torch.stack(terms).sum().reshape(1)
+    # What is neither kept nor left out of the gradient, NaN, shows in the sum.
+    return (result, of_scale) if of_scale.isfinite() else reduced(step_terms, grad, x, grid, -1)
 
 
 def _keep_between(x: Tensor, q: Tensor, low: float, high: float, out: Tensor) -> Tensor:

@@ -60,13 +60,23 @@ def run_forward(x: Tensor, scale: Tensor, shift: Tensor, spec: Spec, formula: Fo
     return formula(x, *reference.broadcast_grid(x, grid, ch_axis))
 
 
-def _backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
-    quant_min, quant_max, ch_axis = spec
-    grid = reference.make_grid(x, scale, zero_point, quant_min, quant_max)
+def run_backward(grad: Tensor, x: Tensor, grid: reference.Grid, ch_axis: int, min_numel: int = MIN_NUMEL) -> Tensor:
+    """Compute :func:`.reference.backward_formula`.
+
+    Args:
+        grad: Gradient of the result.
+        x: Values of any shape.
+        grid: Numbers of shape [1] or [C].
+        ch_axis: Dimension of the channels; -1: per tensor.
+        min_numel: Smaller tensors are quicker in eager.
+
+    Returns:
+        Gradient of ``x``.
+    """
     # Under create_graph the gradient has to be differentiable itself, which the eager formula is.
     if not torch.is_grad_enabled():
         grad = like_strided(grad, x)
-        if compiled.usable(x, MIN_NUMEL) and is_dense(x):
+        if compiled.usable(x, min_numel) and is_dense(x):
             result = elementwise.run(reference.backward_formula, [grad, x], grid, ch_axis, _OPERATIONS)
             if result is not None:
                 return result
@@ -93,7 +103,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(grad, *ctx.saved_tensors, ctx.spec), None, None, None
+        x, scale, zero_point = ctx.saved_tensors
+        quant_min, quant_max, ch_axis = ctx.spec
+        grid = reference.make_grid(x, scale, zero_point, quant_min, quant_max)
+        return run_backward(grad, x, grid, ch_axis), None, None, None
 
 
 def fake_quantize(

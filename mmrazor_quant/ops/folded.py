@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import compiled, elementwise
-from .dispatch import Spec
+from .dispatch import Spec, run_backward
 from .layout import channel_view, is_dense
 from .learned import gradients
 from .learned_reference import step_terms
@@ -115,15 +115,14 @@ class _Folded(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, step, *numbers = ctx.saved_tensors
         spec, grad_factor, is_pot = ctx.rest
-        grid = Grid(*numbers)
+        grid, nothing = Grid(*numbers), (None,) * 5
+        if not ctx.needs_input_grad[1]:
+            return run_backward(grad, x, grid, spec[2], MIN_NUMEL), None, *nothing
         inner, of_own = gradients(step_terms, grad, x, grid, spec[2], min_numel=MIN_NUMEL)
-        of_scale = None
-        if ctx.needs_input_grad[1]:
-            # d own / d step = 1 / f = own / step
-            of_step = of_own * (grid.scale / step)
-            of_step = of_step.sum().reshape(1) if scale.numel() == 1 else of_step
-            of_scale = gradient_of_scale(of_step, scale, step, grad_factor, is_pot)
-        return inner, of_scale, None, None, None, None, None
+        # d own / d step = 1 / f = own / step
+        of_step = of_own * (grid.scale / step)
+        of_step = of_step.sum().reshape(1) if scale.numel() == 1 else of_step
+        return inner, gradient_of_scale(of_step, scale, step, grad_factor, is_pot), *nothing
 
 
 def fake_quantize_folded(

@@ -43,7 +43,7 @@ def step_terms(
     """
     u = x.to(low.dtype) * inverse
     q = torch.round(u) + zero_point
-    d = torch.minimum(torch.maximum(q, low), high)
+    d = torch.clamp(q, low, high)
     inside = q == d
     of_scale = grad.to(low.dtype) * (d - zero_point - torch.where(inside, u, 0.0))
     return grad * inside, (of_scale,)

@@ -197,6 +197,20 @@ def test_large_tensors_in_pieces_and_whole_are_the_same(monkeypatch):
     assert torch.equal(chunked.forward(x, grid), reference.forward_formula(x, *grid))
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('strange', [float('nan'), float('inf'), None])
+@pytest.mark.parametrize('which', ['value', 'gradient'])
+def test_what_is_not_finite_is_the_same_in_pieces(which, strange, dtype):
+    x, g = torch.randn(2, 2**17 + 77, dtype=dtype)
+    if strange is not None:
+        (x if which == 'value' else g)[77:99] = strange
+    grid = reference.make_grid(x, torch.tensor([0.1]), torch.tensor([2]), -8, 7)
+    inner, of_scale = chunked.step(g, x, grid)
+    whole, of_scale_whole = learned_reference.reduced(learned_reference.step_terms, g, x, grid, -1)
+    torch.testing.assert_close(inner, whole, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(of_scale, of_scale_whole, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     'kind, layout',
     [('step', layout) for layout in LARGE]
