@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,12 +52,16 @@ class ModelState:
 
 
 class _ModuleState:
-    """What a forward may change of one module: its buffers, in place or by assignment, and its attributes."""
+    """What a forward may change of one module: its buffers and its attributes, and the contents of lists and the like.
+
+    Heads count in lists what they have seen, and weigh their losses by it.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.buffers = {n: (b, None if b is None else b.detach().clone()) for n, b in module._buffers.items()}
         self.attributes = {n: v for n, v in vars(module).items() if n not in _CONTAINERS}
+        self.contents = [_Contents(v) for n, v in self.attributes.items() if n not in _OF_EVERY_MODULE]
 
     def assigned(self) -> list[str]:
         now = {n: v for n, v in vars(self.module).items() if n not in _CONTAINERS}
@@ -71,6 +77,31 @@ class _ModuleState:
         for name in [n for n in attributes if n not in self.attributes and n not in _CONTAINERS]:
             del attributes[name]
         attributes.update(self.attributes)
+        for contents in self.contents:
+            contents.restore()
+
+
+class _Contents:
+    """What is in a list, a dictionary, a set or a queue, and in those inside it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.before = copy.copy(value) if isinstance(value, (list, dict, set, deque)) else None
+        values = () if self.before is None else value.values() if isinstance(value, dict) else value
+        self.inner = [_Contents(v) for v in values if isinstance(v, (list, dict, set, deque))]
+
+    def restore(self) -> None:
+        if self.before is not None and not _is_same(self.value, self.before):
+            self.value.clear()
+            (self.value.update if isinstance(self.value, (dict, set)) else self.value.extend)(self.before)
+        for contents in self.inner:
+            contents.restore()
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Tells whether the same objects are in two containers, in the same order."""
+    a, b = ([*x.items()] if isinstance(x, dict) else [(v,) for v in x] for x in (a, b))
+    return len(a) == len(b) and all(m is n for x, y in zip(a, b) for m, n in zip(x, y))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -81,6 +112,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 _CONTAINERS = ('_parameters', '_buffers', '_modules')
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Hooks among them, which are not the forward's to change."""
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 import gc
 import random
 import weakref
+from collections import deque
 
 import numpy as np
 import pytest
@@ -135,7 +136,6 @@ def test_no_activation_is_kept_alive():
     assert not [obj for obj in gc.get_objects() if type(obj).__name__ == 'TensorValue'], tracer
 
 
-@pytest.mark.xfail(strict=True, reason='attributes are restored one level deep only')
 def test_containers_that_a_forward_fills():
     def forward(module, x):
         module.seen.append(x * 2)
@@ -186,6 +186,22 @@ def test_preserved_restores_what_a_forward_replaced():
     assert model.mean is mean
     assert model.mean.tolist() == [0.0, 0.0]
     assert model.training
+
+
+def test_preserved_restores_the_contents_of_lists_and_the_like():
+    model = Net(lambda m, x: x)
+    model.counts, model.levels = [[1, 2], 3], {'low': {1}, 'high': deque([5], maxlen=2)}
+    counts, levels, seen = model.counts, model.levels, model.counts[0]
+
+    with preserved(model):
+        model.counts[1] += 1
+        seen.append(7)
+        model.levels['low'].add(2)
+        levels['high'].extend([6, 7])
+        del levels['high']
+
+    assert model.counts is counts and model.levels is levels and counts[0] is seen
+    assert counts == [[1, 2], 3] and levels == {'low': {1}, 'high': deque([5])} and levels['high'].maxlen == 2
 
 
 def test_preserved_restores_after_an_error():
