@@ -136,6 +136,28 @@ def export_intermediate(
     return Intermediate(proto, named, activations)
 
 
+def without_quantizers(network: Intermediate) -> Intermediate:
+    """Returns the same network in float, with the values of the quantized weights; a network of its own.
+
+    Args:
+        network: the network.
+    """
+    proto = copy.deepcopy(network.onnx)
+    nodes, passed = [], {}
+    for node in proto.graph.node:
+        node.input[:] = [passed.get(name, name) for name in node.input]
+        if node.domain == DOMAIN and node.op_type == FAKE_QUANT:
+            passed[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    outputs = [o.name for o in proto.graph.output if o.name in passed]
+    nodes += [onnx.helper.make_node('Identity', [passed[name]], [name]) for name in outputs]
+    kept = [copy.deepcopy(node) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    return Intermediate(proto, {}, {})
+
+
 @torch.no_grad()
 def _settle_weights(model: nn.Module) -> None:
     """Runs the quantizers of weights once: some have a scale that follows from the very weight."""

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from mmrazor_quant.backends.deploy import REPORT, backend_module, raw_outputs
+from mmrazor_quant.backends.expected import integer_layers
 from mmrazor_quant.backends.grid import QuantGrid
 from mmrazor_quant.backends.intermediate import PREFIX, Intermediate, export_intermediate, tensors_of
+from mmrazor_quant.backends.rules import Rules
 from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
@@ -42,6 +44,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = export_intermediate(model, images, raw_outputs, dynamic)
     file = exporter.write(network, folder)
+    layers = runtime.layers(file)
     report = {
         'backend': backend,
         'file': file.name,
@@ -51,12 +54,24 @@ def export(
         'dynamic_dimensions': list(dynamic),
         'bytes': file.stat().st_size,
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
-        'layers': vars(runtime.layers(file)),
+        'layers': vars(layers),
+        'left_in_float': left_in_float(network, model.quantizer.rules, layers),
         'agreement': compare(model, runtime.Session(file), images),
         'tensors': _tensors(network),
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1))
     return report
+
+
+def left_in_float(network: Intermediate, rules: Rules, layers: Layers) -> int:
+    """Counts the layers that should run in integers by a backend's table and do not.
+
+    Args:
+        network: the network.
+        rules: the backend's table.
+        layers: what the backend runs.
+    """
+    return max(0, len(integer_layers(network, rules)) - sum(layers.integer.values()))
 
 
 @torch.no_grad()
@@ -98,7 +113,7 @@ def describe(report: dict[str, Any]) -> str:
     share = report['bytes'] / report['float_bytes']
     lines = [
         f'{report["file"]}: {report["bytes"]} bytes, {share:.3f} of the float weights',
-        f'layers {Layers(**report["layers"])}',
+        f'layers {Layers(**report["layers"])}; {report["left_in_float"]} in float that should be in integers',
         f'largest difference to the fake-quantized model: {agreement["max_difference"]:.4f} of the largest value',
     ]
     if 'argmax' in agreement:

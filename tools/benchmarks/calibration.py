@@ -20,20 +20,11 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmrazor_quant.algorithms import GeneralQuant
 from mmrazor_quant.engine.calibration import calibrate, set_quantized
 from mmrazor_quant.graph.frozen import frozen_weights
 
 MINMAX, MSE = (common.CONFIGS / 'ptq' / 'benchmark' / f'resnet20_{name}_cifar10.py' for name in ('w8a8', 'w4a4'))
 BATCH_SIZE = 64
-
-
-class OnTensors(GeneralQuant):
-    """A model whose test step is its forward: neither preprocessing nor data samples are in the times."""
-
-    def test_step(self, data: Tensor) -> Tensor:
-        """Run a batch of preprocessed images."""
-        return self(data)
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,9 +40,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_quantized(cfg: Config) -> OnTensors:
+def load_quantized(cfg: Config) -> common.OnTensors:
     """Build the quantized network of a config."""
-    return OnTensors(**{key: value for key, value in cfg.model.items() if key != 'type'})
+    return common.OnTensors(**{key: value for key, value in cfg.model.items() if key != 'type'})
 
 
 def make_jobs(batches: list[Tensor], random: bool) -> dict[str, Callable[[], None]]:
@@ -68,7 +59,7 @@ def make_jobs(batches: list[Tensor], random: bool) -> dict[str, Callable[[], Non
     }
 
 
-def evaluate(model: OnTensors, batches: list[Tensor]) -> None:
+def evaluate(model: common.OnTensors, batches: list[Tensor]) -> None:
     """Run all images through a calibrated network, as the loops do for an evaluation."""
     set_quantized(model)
     with frozen_weights(model):

@@ -21,10 +21,19 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.runner import load_checkpoint  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmrazor_quant.algorithms import GeneralQuant  # noqa: E402
 from mmrazor_quant.engine.memory import keep_freed_memory  # noqa: E402
 from mmrazor_quant.registry import MODELS  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+class OnTensors(GeneralQuant):
+    """A model whose test step is its forward: neither preprocessing nor data samples are in the times."""
+
+    def test_step(self, data: Tensor) -> Tensor:
+        """Run a batch of preprocessed images."""
+        return self(data)
 
 
 def count_cores() -> int:
@@ -84,13 +93,17 @@ def load_images(cfg: Config, network: nn.Module, count: int, random: bool) -> Te
     return network.data_preprocessor(default_collate([dataset[i] for i in order]))['inputs']
 
 
-def measure(jobs: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def measure(
+    jobs: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2, settle: float = 0.0
+) -> dict[str, list[float]]:
     """Time all jobs in turns.
 
     Args:
         jobs: What to time, by name.
         rounds: How often.
         warm_up: Runs of each before, to compile and to fill caches.
+        settle: Seconds to wait before each turn, after which there is a run that is not timed: threads of a job may go
+            on waiting actively for a while after it.
 
     Returns:
         Seconds by job and round.
@@ -101,6 +114,9 @@ def measure(jobs: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
+            if settle:
+                time.sleep(settle)
+                job()
             start = time.perf_counter()
             job()
             seconds[name].append(time.perf_counter() - start)
