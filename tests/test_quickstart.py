@@ -47,6 +47,9 @@ def test_reduced_quickstart_ends_with_the_table(tmp_path):
     rows = done.stdout.partition('top-1 %')[2].splitlines()[1:5]
     sizes = [int(row.split()[-3].replace(',', '')) for row in rows]
     assert [row.split()[0] for row in rows] == ['float', 'PTQ,', 'PTQ,', 'QAT,']
+    top1 = [[row.split()[-5], row.split()[-4]] for row in rows]
+    assert top1[0][1] == '-'
+    assert all(abs(float(torch_) - float(deployed)) <= 1 for torch_, deployed in top1[1:])
     assert sizes[0] / 4 < sizes[1] < sizes[0] / 3
     assert sizes[2] == sizes[3] < sizes[1]
     assert (tmp_path / 'work_dirs/quickstart/ptq_w8a8/quantized.pth').is_file()

@@ -1,7 +1,7 @@
-"""Train a small network on handwritten digits, quantize it in three ways, and compare: make quickstart
+"""Train a small network on handwritten digits, quantize it in three ways, deploy it, and compare: make quickstart
 
-Everything is done by the two tools, tools/train.py and tools/test.py, on the configs in configs/quickstart; each
-command is shown. The data ship with scikit-learn. Each run starts afresh in work_dirs/quickstart.
+Everything is done by the tools train.py, test.py and export.py, on the configs in configs/quickstart; each command is
+shown. The data ship with scikit-learn. Each run starts afresh in work_dirs/quickstart.
 
 The tools run on one thread: a network this small gains nothing from more, and on a busy machine they would wait for
 each other.
@@ -26,10 +26,14 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PROGRESS = re.compile(r' - (Epoch\((?:train|val|test)\).*|Calibration \[.*|QAT from .*|Saved the .*)')
+PROGRESS = re.compile(
+    r'(?: - )?(Epoch\((?:train|val|test)\).*|Calibration \[.*|QAT from .*|Saved the .*|same class: .*)'
+)
 """What is shown of a tool's log."""
 SECONDS_BETWEEN_LINES = 2.0
 LINES_OF_FAILURE = 15
+BACKEND = 'onnxruntime'
+"""Runs the quantized networks; the configs place quantizers for it."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,15 @@ class Result:
 
     Args:
         title: the setting.
-        top1: accuracy on the test split in percent.
+        top1: accuracy on the test split in percent, in PyTorch.
+        deployed: the same of the file that the backend runs; None: not deployed.
         size: bytes of the stored model.
         seconds: of all its commands.
     """
 
     title: str
     top1: float
+    deployed: float | None
     size: int
     seconds: float
 
@@ -97,7 +103,7 @@ class Quickstart:
         self.results.mkdir(parents=True)
 
     def run(self, setting: Setting) -> Result:
-        """Trains and tests one setting."""
+        """Trains, tests and deploys one setting."""
         start = time.perf_counter()
         config = REPOSITORY / 'configs' / 'quickstart' / f'{setting.config}.py'
         metrics = self.results / setting.config / 'metrics.json'
@@ -108,9 +114,20 @@ class Quickstart:
         else:
             self.command(setting, 'test.py', config, '--out', metrics, *self.float_options(setting))
             checkpoint = self.results / setting.config / 'quantized.pth'
+        deployed = None if setting is SETTINGS[0] else self.deploy(setting, config, checkpoint)
         seconds = time.perf_counter() - start
-        top1 = json.loads(metrics.read_text(encoding='utf-8'))['accuracy/top1']
-        return Result(setting.title, top1, stored_bytes(config, checkpoint), seconds)
+        return Result(setting.title, read_top1(metrics), deployed, stored_bytes(config, checkpoint), seconds)
+
+    def deploy(self, setting: Setting, config: Path, checkpoint: Path) -> float:
+        """Exports a quantized checkpoint and evaluates the file; returns its accuracy."""
+        folder = self.results / setting.config / BACKEND
+        metrics, options = folder / 'metrics.json', self.float_options(setting)
+        self.command(setting, 'export.py', config, checkpoint, '--backend', BACKEND, '--out', folder, *options)
+        self.command(
+            setting, 'test.py', config, checkpoint, '--backend', BACKEND, '--model', folder, '--out', metrics, *options,
+            log='deployed',
+        )  # fmt: skip
+        return read_top1(metrics)
 
     def checkpoint(self, setting: Setting) -> Path:
         """Returns the last checkpoint of a training."""
@@ -132,15 +149,21 @@ class Quickstart:
             return []
         return [f'model.float_checkpoint={self.checkpoint(SETTINGS[0])}']
 
-    def command(self, setting: Setting, tool: str, *arguments: Path | str) -> None:
-        """Runs one of the two tools; its output goes to a log, of which the progress is shown.
+    def command(self, setting: Setting, tool: str, *arguments: Path | str, log: str | None = None) -> None:
+        """Runs one of the tools; its output goes to a log, of which the progress is shown.
+
+        Args:
+            setting: what it is run for.
+            tool: name of the script.
+            *arguments: words of its command line.
+            log: what the log is called; None: as the tool.
 
         Raises:
             CommandError: it failed; the end of its log is shown.
         """
         words = [self.shown(word) if isinstance(word, Path) else word for word in arguments]
         script = self.shown(REPOSITORY / 'tools' / tool)
-        log = self.results / f'{setting.config}.{tool.removesuffix(".py")}.log'
+        log = self.results / f'{setting.config}.{log or tool.removesuffix(".py")}.log'
         print(f'\n$ python {shlex.join([script, *words])}', flush=True)
         status = self._run_logged([sys.executable, script, *words], log)
         if status != 0:
@@ -172,6 +195,11 @@ class Quickstart:
     def shown(self, path: Path) -> str:
         """Returns a path as one would type it in the folder."""
         return os.path.relpath(path, self.folder) if path.is_relative_to(self.folder) else str(path)
+
+
+def read_top1(metrics: Path) -> float:
+    """Reads the accuracy from what tools/test.py --out wrote."""
+    return json.loads(metrics.read_text(encoding='utf-8'))['accuracy/top1']
 
 
 def with_flag(options: list[str]) -> list[str]:
@@ -228,10 +256,12 @@ def silence() -> None:
 def table(results: list[Result]) -> str:
     """Lays out the results."""
     width = max(len(r.title) for r in results)
-    lines = [f'{"setting":<{width}}  {"top-1 %":>8}  {"size, bytes":>12}  {"of float":>8}  {"seconds":>8}']
+    titles = f'{"top-1 %":>8}  {"deployed":>8}  {"size, bytes":>12}  {"of float":>8}  {"seconds":>8}'
+    lines = [f'{"setting":<{width}}  {titles}']
     for r in results:
-        share = r.size / results[0].size
-        lines.append(f'{r.title:<{width}}  {r.top1:>8.2f}  {r.size:>12,}  {share:>8.1%}  {r.seconds:>8.1f}')
+        deployed = '-' if r.deployed is None else f'{r.deployed:.2f}'
+        numbers = f'{r.top1:>8.2f}  {deployed:>8}  {r.size:>12,}  {r.size / results[0].size:>8.1%}  {r.seconds:>8.1f}'
+        lines.append(f'{r.title:<{width}}  {numbers}')
     return '\n'.join(lines)
 
 
@@ -279,6 +309,7 @@ def closing_words(quickstart: Quickstart) -> str:
     """Says where everything is and what comes next."""
     folder = quickstart.shown(quickstart.results)
     return f"""
+Deployed: top-1 of the file that ONNX Runtime runs, {folder}/<config>/{BACKEND}.
 Size: weights as packed integers, scales and zero points, the rest in float32 (mmrazor_quant/analysis/size.py).
 Checkpoints and logs: {folder}/<config>/*.pth, {folder}/*.log
 

@@ -12,6 +12,8 @@ model = dict(
     input_shape=(1, 8, 8),
     quantizer=dict(
         type='mmrazor.CustomQuantizer',
+        # Where quantizers are: as ONNX Runtime runs them.
+        backend='onnxruntime',
         qconfig=dict(
             w_qscheme=dict(bit=8, is_symmetry=True, is_per_channel=True),
             a_qscheme=dict(bit=8, is_symmetry=False, is_per_channel=False),

@@ -217,7 +217,10 @@ def capture_graph(
         try:
             with preserved(module):
                 # A copy: an island that this graph calls may have to capture a new size on the way.
-                return copy.copy(tracer).capture(module, *copies, dynamic, opaque)
+                used = copy.copy(tracer)
+                graph = used.capture(module, *copies, dynamic, opaque)
+            _check_written_out(module, graph, Call(args, kwargs, 0), dynamic, used.written_out)
+            return graph
         except UnrecordedValueError as error:
             if not error.scope or error.scope in opaque:
                 raise
@@ -226,6 +229,24 @@ def capture_graph(
             raise
         except Exception as error:  # whatever the module's own code raises on traced values
             raise CaptureError(f'{type(error).__name__}: {error}') from error
+
+
+def _check_written_out(
+    module: nn.Module, graph: fx.Graph, call: Call, dynamic: frozenset[int], scopes: list[str]
+) -> None:
+    """Runs a graph on other values, where it has numbers of unknown origin: constants go on being right there."""
+    if not scopes:
+        return
+    values = pytree.tree_map_only(
+        torch.Tensor, lambda t: t * 1.25 + 0.125 if t.is_floating_point() else t, (call.args, call.kwargs)
+    )
+    other = Call(*values, 0)
+    inputs = Signature.of(other.args, other.kwargs, dynamic).inputs
+    difference = _difference(module, Capture(graph), inputs, other)
+    if difference is not None:
+        raise UnrecordedValueError(
+            f'a number that no recorded operation produced is used in {scopes[0]!r}: {difference}', scopes[0]
+        )
 
 
 def _copied(call: Call) -> tuple[tuple, dict[str, Any]]:

@@ -51,6 +51,7 @@ class CustomTracer(fx.Tracer):
     def __init__(self, skipped_methods: Iterable[str] = ()) -> None:
         super().__init__()
         self.untraced = UntracedMethodRegistry(skipped_methods)
+        self.written_out: list[str] = []
         self._start((), {}, frozenset(), frozenset())
 
     def _start(self, args: tuple, kwargs: dict, dynamic: frozenset[int], opaque: frozenset[str]) -> None:
@@ -86,11 +87,15 @@ class CustomTracer(fx.Tracer):
 
         Returns:
             The graph; its placeholders are the tensors (and dynamic numbers) of the flattened arguments, in order.
+            ``written_out`` has the paths of submodules that use a tensor of one element that no recorded operation
+            made: a number written out, ``torch.Tensor([1e4])``, which is a constant of the graph, or one computed in
+            a way that torch does not show, which must not be.
 
         Raises:
             CaptureError: ``forward`` cannot be one graph; ``DataDependentError`` where it branches on tensor data.
         """
         self._start(args, kwargs, dynamic, opaque)
+        self.written_out = []
         self._known_tensors = {id(tensor): tensor for tensor in attribute_tensors(root)}
         self._registered = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         try:
@@ -363,11 +368,13 @@ class CustomTracer(fx.Tracer):
         """Stores a tensor that does not depend on the input as a non-persistent buffer beside the module."""
         if id(tensor) not in self._known_tensors:
             scope = next(reversed(self.module_stack.values()), ('', None))[0]
-            raise UnrecordedValueError(
-                f'a tensor of shape {tuple(tensor.shape)} that no recorded operation produced '
-                f'is used in {scope or "it"!r}',
-                scope,
-            )
+            if tensor.numel() != 1:
+                raise UnrecordedValueError(
+                    f'a tensor of shape {tuple(tensor.shape)} that no recorded operation produced '
+                    f'is used in {scope or "it"!r}',
+                    scope,
+                )
+            self.written_out.append(scope)
         extras = extras_of(self.root)
         for name, buffer in extras.named_buffers(recurse=False):
             if buffer is tensor:

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capturing import Net, assert_follows, capture
+from torch import nn
 
-from mmrazor_quant.tracing import DataDependentError
-from mmrazor_quant.tracing.finder import equal
+from mmrazor_quant.tracing import CustomTracer, DataDependentError
+from mmrazor_quant.tracing.errors import UnrecordedValueError
+from mmrazor_quant.tracing.finder import capture_graph, equal
 
 X = torch.linspace(-2, 3, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
 OTHER = torch.linspace(7, -9, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
@@ -103,3 +105,36 @@ def test_a_failed_capture_leaves_the_tracer_usable():
     graph = tracer.capture(module, (X,), {})
 
     assert equal(compile_graph(graph)(module, OTHER), module(OTHER))
+
+
+def test_a_number_written_out_is_a_constant():
+    def forward(module, x):
+        return module.conv(x) / torch.Tensor([4.0]).to(x.dtype)
+
+    model = Net(forward).eval()
+    captured = capture(model, X)
+
+    assert torch.equal(captured(2 * X), model(2 * X))
+
+
+def test_a_number_computed_behind_the_recording_is_no_constant():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x) / torch.Tensor([largest_of(x)])
+
+    model = Net(lambda module, x: module.scaled(module.first(x)), first=nn.Conv2d(3, 3, 1), scaled=Scaled()).eval()
+    graph = capture_graph(CustomTracer(), model, (X,), {}, frozenset())
+
+    assert [node.target for node in graph.nodes if node.op == 'call_module'] == ['first', 'scaled']
+    with pytest.raises(UnrecordedValueError, match="is used in ''"):
+        capture_graph(CustomTracer(), Scaled(), (X,), {}, frozenset())
+
+
+def largest_of(x):
+    """Reads a tensor as an extension in C++ does."""
+    with torch._C.DisableTorchFunction():
+        return float(x.max())
