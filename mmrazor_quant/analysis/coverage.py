@@ -50,7 +50,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
     """
     for module in model.modules():
         init_cfg = getattr(module, 'init_cfg', None)
-        if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
+        if isinstance(init_cfg, Mapping) and (init_cfg.get('type') == 'Pretrained' or 'checkpoint' in init_cfg):
             module.init_cfg = None
     with seeded(seed), torch.no_grad():
         if hasattr(model, 'init_weights'):

@@ -20,6 +20,8 @@ CODEBASES = ('mmcls', 'mmdet')
 """Libraries that have a module here, named like themselves."""
 DEFAULT_SIZES = (224, 256, 299, 384, 512, 32)
 """Image sizes tried, in order, when neither the user nor the model names one."""
+BATCHES = (2, 1)
+"""Batch sizes tried, in order: some operations take one image only."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def _with_second(model: nn.Module, shape: tuple[int, ...]) -> list[Example]:
     larger = tuple(s + 32 * (i + 1) for i, s in enumerate(size))
     smaller = tuple(s - 32 * (i + 1) for i, s in enumerate(size))
     sizes = ([smaller] if size and min(smaller) > 96 else []) + [larger, tuple(size)]
-    for other in ((batch + 1, channels, *size) for size in sizes):
+    others = [(n, channels, *size) for n in (batch + 1, batch) for size in sizes]
+    for other in (other for other in others if other != shape):
         if _failure(model, other) is None:
             return [first, Example(other, lambda other=other: run_all_modes(model, other))]
     return [first]
@@ -81,10 +84,10 @@ def _candidates(model: nn.Module, input_shape: Sequence[int] | None) -> list[tup
     if input_shape is not None:
         if not all(isinstance(n, int) and n > 0 for n in input_shape) or not input_shape:
             raise ValueError(f'input_shape: positive integers (channels, height, width) wanted, got {input_shape!r}')
-        return [(2, *input_shape)]
+        return [(batch, *input_shape) for batch in BATCHES]
     own = _own_size(model)
     sizes = [own] if own else [(s, s) for s in DEFAULT_SIZES]
-    return [(2, channels, *size) for channels in (3, 1) for size in sizes]
+    return [(batch, channels, *size) for batch in BATCHES for channels in (3, 1) for size in sizes]
 
 
 def _own_size(model: nn.Module) -> tuple[int, int] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models import BaseDetector, BaseMOTModel, SingleStageDetector
+from mmdet.models import BaseDetector, BaseMOTModel, SemiBaseDetector, SingleStageDetector
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData, PixelData
@@ -22,6 +23,7 @@ MAX_DETECTIONS, MAX_CANDIDATES = 20, 200
 """Of an example, where scores are those of noise: how many detections, and candidates for them, are looked at."""
 _LIMITS = {'score_thr': 0.0, 'max_per_img': MAX_DETECTIONS, 'nms_pre': MAX_CANDIDATES}
 FRAMES = 2
+_BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 _HEADS_FOR_MASKS = ('mask_head', 'panoptic_head')
 
 
@@ -82,17 +84,29 @@ def _masks(boxes: Tensor, size: tuple[int, int]) -> BitmapMasks:
 def forward(model: nn.Module, images: Tensor, samples: list[Any], mode: str) -> Any:
     """Runs a detector in a mode; a tracker on the images as the frames of one video.
 
+    A teacher and its student have their loss on the same images three times: with annotations, and as each sees them.
+
     Args:
         model: a detector or tracker.
         images: shape (batch, channels, height, width).
         samples: one annotation an image.
         mode: ``loss``, ``predict`` or ``tensor``.
     """
+    if isinstance(model, SemiBaseDetector) and mode == 'loss':
+        return model(dict.fromkeys(_BRANCHES, images), {name: _seen(samples) for name in _BRANCHES}, mode=mode)
     if not isinstance(model, BaseMOTModel):
         return model(images, samples, mode=mode)
     video = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1], ori_length=len(samples)))
     video.video_data_samples = samples
     return model(images[None], [video], mode=mode)
+
+
+def _seen(samples: list[Any]) -> list[Any]:
+    """Returns copies of annotations, of images that were not moved."""
+    samples = copy.deepcopy(samples)
+    for sample in samples:
+        sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
+    return samples
 
 
 @contextmanager

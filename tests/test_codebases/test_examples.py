@@ -59,6 +59,10 @@ def test_common_sizes_and_gray_images_are_tried():
     assert shapes(Recording(channels=1, accepts=lambda shape: shape[2:] == (32, 32)))[0] == (2, 1, 32, 32)
 
 
+def test_a_model_may_take_one_image_only():
+    assert shapes(Recording(accepts=lambda shape: shape[0] == 1), (3, 128, 128)) == [(1, 3, 128, 128), (1, 3, 160, 192)]
+
+
 def test_a_model_that_runs_on_nothing_says_what_was_tried():
     with pytest.raises(ValueError, match=r'input_shape.*\(2, 3, 224, 224\): ValueError: not of this size'):
         build_examples(Recording(accepts=lambda shape: False))

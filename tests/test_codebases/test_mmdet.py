@@ -9,32 +9,38 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmrazor_quant.codebases import build_examples, codebase_of, mmdet
+from mmrazor_quant.codebases import build_examples, codebase_of, mmdet, run_mode
 from mmrazor_quant.codebases.base import UNKNOWN
+
+
+def retinanet():
+    """The config of a RetinaNet of two levels."""
+    return ConfigDict(
+        type='RetinaNet',
+        backbone=dict(type='ResNet', depth=18, base_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
+                      out_indices=(0, 1)),
+        neck=dict(type='FPN', in_channels=[4, 8], out_channels=8, num_outs=2),
+        bbox_head=dict(
+            type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1,
+            anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1,
+                                  ratios=[1.0], strides=[4, 8]),
+        ),
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0,
+                                     ignore_iof_thr=-1),
+                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
+        test_cfg=dict(nms_pre=1000, score_thr=0.999, min_bbox_size=0, nms=dict(type='nms', iou_threshold=0.5),
+                      max_per_img=100),
+    )  # fmt: skip
+
+
+def built(config):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(config)
 
 
 @pytest.fixture(scope='module')
 def detector():
-    """A RetinaNet of two levels."""
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        return MODELS.build(
-            ConfigDict(
-                type='RetinaNet',
-                backbone=dict(type='ResNet', depth=18, base_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1),
-                              out_indices=(0, 1)),
-                neck=dict(type='FPN', in_channels=[4, 8], out_channels=8, num_outs=2),
-                bbox_head=dict(
-                    type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1,
-                    anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1,
-                                          ratios=[1.0], strides=[4, 8]),
-                ),
-                train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0,
-                                             ignore_iof_thr=-1),
-                               sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
-                test_cfg=dict(nms_pre=1000, score_thr=0.999, min_bbox_size=0, nms=dict(type='nms', iou_threshold=0.5),
-                              max_per_img=100),
-            )
-        )  # fmt: skip
+    return built(retinanet())
 
 
 def test_only_models_of_mmdet_are_its_own(detector):
@@ -98,3 +104,23 @@ def test_an_example_that_cannot_predict_says_so(detector, monkeypatch):
     monkeypatch.setattr(detector.bbox_head, 'predict', lambda *args, **kwargs: [][0])
 
     assert example.run() is False
+
+
+def test_a_student_learns_from_its_teacher():
+    model = built(
+        ConfigDict(
+            type='SemiBaseDetector',
+            detector=retinanet(),
+            semi_train_cfg=dict(cls_pseudo_thr=0.0, min_pseudo_bbox_wh=(0, 0)),
+            semi_test_cfg=dict(predict_on='teacher'),
+        )
+    )
+    ran = []
+    for part in (model.student, model.teacher):
+        part.backbone.register_forward_hook(lambda module, args, out, part=part: ran.append(part))
+
+    with codebase_of(model).settings(model):
+        losses = run_mode(model.train(), (2, 3, 64, 64), 'loss')
+
+    assert {name.partition('_')[0] for name in losses} == {'sup', 'unsup'}
+    assert [part is model.student for part in ran] == [True, False, True]
