@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,9 +46,31 @@ def is_plain(value: Any) -> bool:
 
 
 def attribute_tensors(root: nn.Module) -> Iterator[torch.Tensor]:
-    """Yields tensors kept in ordinary attributes of the modules (lists and dicts of tensors included)."""
+    """Yields tensors kept in ordinary attributes of the modules: in lists and dicts, and in objects, too.
+
+    Heads keep the generator of their anchors, which keeps the anchors.
+    """
+    seen: set[int] = set()
     for module in root.modules():
-        for name, value in vars(module).items():
-            if name in ('_parameters', '_buffers', '_modules'):
-                continue
-            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+        values = [value for name, value in vars(module).items() if name not in _CONTAINERS]
+        yield from _tensors_in(values, _OBJECTS_DEEP, seen)
+
+
+def _tensors_in(values: list[Any], depth: int, seen: set[int]) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif depth and _is_object(leaf) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield from _tensors_in(list(vars(leaf).values()), depth - 1, seen)
+
+
+def _is_object(value: Any) -> bool:
+    """Tells whether a value is an instance with attributes, of a class that is no module of a network."""
+    return hasattr(value, '__dict__') and not isinstance(value, (type, nn.Module, types.ModuleType, types.FunctionType))
+
+
+_CONTAINERS = ('_parameters', '_buffers', '_modules')
+
+_OBJECTS_DEEP = 2
+"""How many objects inside each other are looked into."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +114,14 @@ def test_a_number_written_out_is_a_constant():
         return module.conv(x) / torch.Tensor([4.0]).to(x.dtype)
 
     model = Net(forward).eval()
+    captured = capture(model, X)
+
+    assert torch.equal(captured(2 * X), model(2 * X))
+
+
+def test_a_tensor_of_an_object_is_a_constant():
+    anchors = types.SimpleNamespace(of_levels=[torch.arange(4.0).reshape(4, 1, 1)])
+    model = Net(lambda module, x: module.conv(x) + module.generator.of_levels[0], generator=anchors).eval()
     captured = capture(model, X)
 
     assert torch.equal(captured(2 * X), model(2 * X))
