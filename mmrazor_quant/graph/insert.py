@@ -86,6 +86,7 @@ class Plan:
         residual_only: whether of the inputs of an addition only those are quantized that no layer gives to it alone.
         quantize_results: whether results of layers, activated if an activation follows, are quantized wherever they
             are read.
+        every_result: whether, beyond that, those of the other sites and the model's are.
         is_last: whether the island's results are the model's, which are not.
     """
 
@@ -94,6 +95,7 @@ class Plan:
     quantize_bias: bool = False
     residual_only: bool = False
     quantize_results: bool = False
+    every_result: bool = False
     is_last: bool = False
     seen: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
@@ -160,13 +162,13 @@ class _Insertion:
         """Has what reads the results of layers read them quantized, but for sites that are to read float tensors."""
         operations = {self.replaced.get(site.node, site.node) for site in sites}
         for site in sites:
-            if site.kind in (LAYER, FUNCTIONAL):
+            if self.plan.every_result or site.kind in (LAYER, FUNCTIONAL):
                 self._result(site, operations)
 
     def _result(self, site: Site, operations: set[Node]) -> None:
         result = self._activated(self.replaced.get(site.node, site.node))
         readers = [user for user in result.users if not self._is_quantizer(user) and user not in operations]
-        if not readers or (self.plan.is_last and all(user.op == 'output' for user in result.users)):
+        if not readers or (self._is_float_result(result) and not self.plan.every_result):
             return
         tensor = site.node if result is self.replaced.get(site.node) else result
         # A reader that is alone may write to the quantized tensor instead.
@@ -179,6 +181,9 @@ class _Insertion:
             for user in readers:
                 user.replace_input_with(result, node)
             self._move_behind(node, result)
+
+    def _is_float_result(self, result: Node) -> bool:
+        return self.plan.is_last and all(user.op == 'output' for user in result.users)
 
     def _new_result(self, site: Site, result: Node) -> Node | None:
         own = site.result_quantizer_path()

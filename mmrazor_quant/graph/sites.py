@@ -70,8 +70,8 @@ class Site:
         return self._path('weight')
 
     def result_quantizer_path(self) -> str:
-        """Returns the path of the quantizer of the result of a layer, below the island."""
-        return self._path('output')
+        """Returns the path of the quantizer of the result, below the island."""
+        return self._path('output' if self.kind in (LAYER, FUNCTIONAL) else f'{self.kind}_output')
 
     def _path(self, stem: str) -> str:
         suffix = f'_{self.ordinal}' if self.ordinal else ''
