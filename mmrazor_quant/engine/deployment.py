@@ -19,7 +19,7 @@ from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
 
-_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'openvino', 'mmcls', 'mmdet')
+_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'onnxruntime-qnn', 'openvino', 'tensorrt', 'mmcls', 'mmdet')
 
 
 def export(
@@ -42,6 +42,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = export_intermediate(model, images, raw_outputs, dynamic)
     file = exporter.write(network, folder)
+    session = runtime.Session(file)
+    next_steps = getattr(exporter, 'next_steps', None)
     report = {
         'backend': backend,
         'file': file.name,
@@ -52,7 +54,9 @@ def export(
         'bytes': file.stat().st_size,
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
         'layers': vars(runtime.layers(file)),
-        'agreement': compare(model, runtime.Session(file), images),
+        'stand_in': getattr(session, 'stand_in', None),
+        'agreement': compare(model, session, images),
+        'next_steps': next_steps(file, images.shape, dynamic) if next_steps else [],
         'tensors': _tensors(network),
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1))
@@ -103,7 +107,9 @@ def describe(report: dict[str, Any]) -> str:
     ]
     if 'argmax' in agreement:
         lines.append(f'same class: {100 * agreement["argmax"]:.2f} % of {report["input_shape"][0]} images')
-    return '\n'.join(lines)
+    if report['stand_in']:
+        lines.append(f'not run by {report["backend"]}: {report["stand_in"]}')
+    return '\n'.join([*lines, *report['next_steps']])
 
 
 def _tensors(network: Intermediate) -> dict[str, dict[str, Any]]:

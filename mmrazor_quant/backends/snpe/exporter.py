@@ -1,0 +1,64 @@
+"""Files for SNPE and QNN: float ONNX with encodings for their converters, and Q/DQ ONNX for ONNX Runtime's QNN provider.
+
+* ``model.onnx``: the float network, its weights on their grids, and ``encodings_VERSION.json``, which say the grids.
+* ``model_qdq.onnx``: the same with uint8 Q/DQ pairs around every operation, integer weights and int32 biases.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+
+from mmrazor_quant.backends.intermediate import Intermediate
+from mmrazor_quant.backends.transposes import fold_transposes
+
+from .encodings import VERSIONS
+from .float_file import to_float
+from .qdq_file import to_qnn
+
+FILE, FLOAT_FILE = 'model_qdq.onnx', 'model.onnx'
+ENCODINGS = 'encodings_{}.json'
+
+
+def write(network: Intermediate, folder: Path) -> Path:
+    """Writes the files.
+
+    Args:
+        network: intermediate form.
+        folder: where to; it exists.
+
+    Returns:
+        Path of the Q/DQ file, which is the one that runs.
+
+    Raises:
+        ValueError: sizes vary, which QNN's HTP does not know, or a tensor has two grids.
+    """
+    if any(d.dim_param for d in network.onnx.graph.input[0].type.tensor_type.shape.dim):
+        raise ValueError(
+            '--dynamic-batch, --dynamic-size: given, allowed with --backend snpe: neither, since its graphs have fixed '
+            'sizes'
+        )
+    network = fold_transposes(network)
+    model, encodings = to_float(network)
+    onnx.save(model, folder / FLOAT_FILE)
+    for version, written in VERSIONS.items():
+        (folder / ENCODINGS.format(version)).write_text(json.dumps(written(encodings), indent=1))
+    onnx.save(to_qnn(network), folder / FILE)
+    return folder / FILE
+
+
+def next_steps(file: Path, *_: object) -> list[str]:
+    """Returns what to call on a machine with Qualcomm's SDK.
+
+    Args:
+        file: path of the Q/DQ file.
+    """
+    given, encodings = file.parent / FLOAT_FILE, file.parent / ENCODINGS
+    return [
+        f'QNN: qnn-onnx-converter --input_network {given} --quantization_overrides {encodings} '.format('1.0.0')
+        + f'--output_path {file.parent / "model.cpp"}',
+        f'SNPE: snpe-onnx-to-dlc --input_network {given} --quantization_overrides {encodings} '.format('1.0.0')
+        + f'--output_path {file.parent / "model.dlc"}',
+    ]
