@@ -1,4 +1,4 @@
-"""Files for SNPE and QNN: float ONNX with encodings for their converters, and Q/DQ ONNX for ONNX Runtime's QNN provider.
+"""Files for SNPE and QNN: float ONNX with encodings for their converters, and Q/DQ ONNX for ONNX Runtime.
 
 * ``model.onnx``: the float network, its weights on their grids, and ``encodings_VERSION.json``, which say the grids.
 * ``model_qdq.onnx``: the same with uint8 Q/DQ pairs around every operation, integer weights and int32 biases.
@@ -17,6 +17,7 @@ from mmrazor_quant.backends.transposes import fold_transposes
 from .encodings import VERSIONS
 from .float_file import to_float
 from .qdq_file import to_qnn
+from .spread import spread
 
 FILE, FLOAT_FILE = 'model_qdq.onnx', 'model.onnx'
 ENCODINGS = 'encodings_{}.json'
@@ -40,7 +41,7 @@ def write(network: Intermediate, folder: Path) -> Path:
             '--dynamic-batch, --dynamic-size: given, allowed with --backend snpe: neither, since its graphs have fixed '
             'sizes'
         )
-    network = fold_transposes(network)
+    network = spread(fold_transposes(network))
     model, encodings = to_float(network)
     onnx.save(model, folder / FLOAT_FILE)
     for version, written in VERSIONS.items():
@@ -50,15 +51,11 @@ def write(network: Intermediate, folder: Path) -> Path:
 
 
 def next_steps(file: Path, *_: object) -> list[str]:
-    """Returns what to call on a machine with Qualcomm's SDK.
+    """Returns what reads the encodings on a machine with Qualcomm's SDK.
 
     Args:
         file: path of the Q/DQ file.
     """
-    given, encodings = file.parent / FLOAT_FILE, file.parent / ENCODINGS
-    return [
-        f'QNN: qnn-onnx-converter --input_network {given} --quantization_overrides {encodings} '.format('1.0.0')
-        + f'--output_path {file.parent / "model.cpp"}',
-        f'SNPE: snpe-onnx-to-dlc --input_network {given} --quantization_overrides {encodings} '.format('1.0.0')
-        + f'--output_path {file.parent / "model.dlc"}',
-    ]
+    model, encodings = file.parent / FLOAT_FILE, file.parent / ENCODINGS.format('1.0.0')
+    arguments = f'--input_network {model} --quantization_overrides {encodings}'
+    return [f'QNN: qnn-onnx-converter {arguments}', f'SNPE: snpe-onnx-to-dlc {arguments}']

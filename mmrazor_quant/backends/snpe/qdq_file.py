@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmrazor_quant.backends.intermediate import FAKE_QUANT, Intermediate
+from mmrazor_quant.backends.intermediate import Intermediate
 from mmrazor_quant.backends.qdq import Writer, to_qdq
-from mmrazor_quant.backends.qdq_graph import DQ, MOVING, QdqGraph
+from mmrazor_quant.backends.qdq_graph import DQ, QdqGraph
 
 BIASED = ('Conv', 'ConvTranspose', 'Gemm')
 """Operations with a bias as third input."""
@@ -34,41 +33,10 @@ def to_qnn(network: Intermediate) -> onnx.ModelProto:
     Returns:
         The network, with standard operations only.
     """
-    model = to_qdq(_spread(network), QNNWriter)
+    model = to_qdq(network, QNNWriter)
     _quantize_biases(model)
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _spread(network: Intermediate) -> Intermediate:
-    """Puts, where the result of an operation that moves values is quantized, the same grid in front of it, too.
-
-    Both sides of every operation are quantized then, and no value changes.
-    """
-    model = copy.deepcopy(network.onnx)
-    graph = QdqGraph(model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        nodes.append(node)
-        if node.op_type == FAKE_QUANT:
-            _spread_one(graph, nodes, node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return dataclasses.replace(network, onnx=model)
-
-
-def _spread_one(graph: QdqGraph, nodes: list[onnx.NodeProto], quantizer: onnx.NodeProto) -> None:
-    mover = graph.made_by(quantizer.input[0], *MOVING)
-    while mover is not None and len(graph.readers[mover.output[0]]) == 1 and mover.op_type not in ('Pad', 'Expand'):
-        source = mover.input[0]
-        if graph.made_by(source, FAKE_QUANT) is not None:
-            return
-        before = copy.deepcopy(quantizer)
-        before.input[0], before.output[0], before.name = source, f'{mover.output[0]}.before', ''
-        mover.input[0] = before.output[0]
-        place = next(i for i, node in enumerate(nodes) if node is mover)
-        nodes.insert(place, before)
-        mover = graph.made_by(source, *MOVING)
 
 
 def _quantize_biases(model: onnx.ModelProto) -> None:
