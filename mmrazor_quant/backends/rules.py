@@ -66,8 +66,8 @@ class Rules:
         add_inputs: which inputs of additions, where these are quantized.
         quantize_results: whether results of layers have to be quantized for the layers to run in integers; those that
             are the model's own stay float, and so do their layers.
-        every_result: whether, beyond that, results of additions and matrix products and those that are the model's own
-            are quantized.
+        every_result: whether, beyond that, results of all operations (of kind ``other``, too) and those that are the
+            model's own are quantized.
         quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
         weights: schemes of weights.
         activations: schemes of activations.

@@ -16,7 +16,7 @@ from .calls import MODULES_READ
 from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
 from .norm_act import is_clamp
-from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
+from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_others, find_sites
 
 _IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 """Modules that do nothing in a network that is deployed."""
@@ -86,7 +86,7 @@ class Plan:
         residual_only: whether of the inputs of an addition only those are quantized that no layer gives to it alone.
         quantize_results: whether results of layers, activated if an activation follows, are quantized wherever they
             are read.
-        every_result: whether, beyond that, those of the other sites and the model's are.
+        every_result: whether, beyond that, those of all other operations and the model's are.
         is_last: whether the island's results are the model's, which are not.
     """
 
@@ -161,6 +161,8 @@ class _Insertion:
     def quantize_results(self, sites: list[Site]) -> None:
         """Has what reads the results of layers read them quantized, but for sites that are to read float tensors."""
         operations = {self.replaced.get(site.node, site.node) for site in sites}
+        if self.plan.every_result:
+            sites = [*sites, *find_others(self.graph, self.root)]
         for site in sites:
             if self.plan.every_result or site.kind in (LAYER, FUNCTIONAL):
                 self._result(site, operations)

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from mmrazor_quant.backends.intermediate import Intermediate
-from mmrazor_quant.backends.transposes import fold_transposes
+from mmrazor_quant.backends.simplify import simplify
 
 from .encodings import VERSIONS
 from .float_file import to_float
@@ -41,12 +41,12 @@ def write(network: Intermediate, folder: Path) -> Path:
             '--dynamic-batch, --dynamic-size: given, allowed with --backend snpe: neither, since its graphs have fixed '
             'sizes'
         )
-    network = spread(fold_transposes(network))
-    model, encodings = to_float(network)
+    network = simplify(network)
+    model, encodings = to_float(spread(network))
     onnx.save(model, folder / FLOAT_FILE)
     for version, written in VERSIONS.items():
         (folder / ENCODINGS.format(version)).write_text(json.dumps(written(encodings), indent=1))
-    onnx.save(to_qnn(network), folder / FILE)
+    onnx.save(to_qnn(spread(network, pairs=True)), folder / FILE)
     return folder / FILE
 
 

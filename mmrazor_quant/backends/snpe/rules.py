@@ -8,7 +8,7 @@ from mmrazor_quant.backends.rules import Limits, Rules
 
 RULES = Rules(
     name='snpe',
-    quantized=('layer', 'functional', 'matmul', 'add'),
+    quantized=('layer', 'functional', 'matmul', 'einsum', 'add', 'other'),
     quantize_results=True,
     every_result=True,
     quantize_bias=True,

@@ -12,7 +12,7 @@ from onnx import helper
 from mmrazor_quant.backends.grid import QuantGrid
 from mmrazor_quant.backends.intermediate import Intermediate
 from mmrazor_quant.backends.qdq import Writer, grid_of, to_qdq
-from mmrazor_quant.backends.transposes import fold_transposes
+from mmrazor_quant.backends.simplify import simplify
 
 from .lint import lint
 
@@ -68,7 +68,7 @@ def write(network: Intermediate, folder: Path) -> Path:
     Raises:
         ValueError: the file would break a rule of TensorRT.
     """
-    model = to_qdq(fold_transposes(network), TensorRTWriter)
+    model = to_qdq(simplify(network), TensorRTWriter)
     findings = lint(model)
     if findings:
         raise ValueError("export: the file breaks TensorRT's rules:\n" + '\n'.join(map(str, findings)))

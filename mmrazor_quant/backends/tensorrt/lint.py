@@ -219,7 +219,10 @@ def _layer_of_branch(graph: QdqGraph, name: str) -> NodeProto | None:
     before = graph.made_by(graph.producers[name].input[0], Q)
     if before is None or len(graph.readers[name]) > 1 or len(graph.readers[before.input[0]]) > 1:
         return None
-    return graph.made_by(before.input[0], *LAYERS)
+    layer = graph.made_by(before.input[0], *LAYERS)
+    weight = None if layer is None else graph.made_by(layer.input[1], DQ)
+    # Of two activations, a matrix product is no layer.
+    return None if weight is None or graph.weight(weight) is None else layer
 
 
 RULES: dict[str, Callable[[QdqGraph], Found]] = {
