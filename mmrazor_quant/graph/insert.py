@@ -16,7 +16,7 @@ from .calls import MODULES_READ
 from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
 from .norm_act import is_clamp
-from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_others, find_sites
+from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_others, find_sites, is_concatenation
 
 _IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 """Modules that do nothing in a network that is deployed."""
@@ -169,6 +169,9 @@ class _Insertion:
 
     def _result(self, site: Site, operations: set[Node]) -> None:
         result = self._activated(self.replaced.get(site.node, site.node))
+        if self.plan.every_result and all(map(is_concatenation, result.users)):
+            # The parts get the grid of the whole.
+            return
         readers = [user for user in result.users if not self._is_quantizer(user) and user not in operations]
         if not readers or (self._is_float_result(result) and not self.plan.every_result):
             return

@@ -52,6 +52,8 @@ OTHER_CALLS = frozenset({
 })  # fmt: skip
 """Names of functions and methods."""
 
+CONCATENATIONS = ('cat', 'concat')
+
 
 @dataclass(frozen=True)
 class Site:
@@ -129,6 +131,11 @@ def find_others(graph: fx.Graph, root: nn.Module) -> list[Site]:
         counts[owner] = ordinal + 1
         sites.append(Site(node, OTHER, owner, ordinal, ()))
     return sites
+
+
+def is_concatenation(node: Node) -> bool:
+    """Tells whether a node puts tensors together."""
+    return node.op == 'call_function' and node_name(node) in CONCATENATIONS
 
 
 def _is_other(node: Node, root: nn.Module) -> bool:

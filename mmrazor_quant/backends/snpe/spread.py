@@ -74,10 +74,10 @@ class _Backward(_Pass):
             self.insert(quantizer, source, mover.input[i], mover, after=False)
 
     def _is_taken_in(self, relu: onnx.NodeProto, quantizer: onnx.NodeProto) -> bool:
-        """Tells whether a ReLU is one with the operation before it: the lowest integer behind it stands for zero."""
+        """Tells whether a ReLU is one with the layer before it; of a pair, the lowest integer has to stand for zero."""
         grid = grid_of(quantizer, self.graph.constants)
         is_behind_layer = self.graph.made_by(relu.input[0], 'Add', *LAYERS) is not None
-        return not self.pairs or (is_behind_layer and grid.quant_min == int(grid.zero_point[0]))
+        return is_behind_layer and (not self.pairs or grid.quant_min == int(grid.zero_point[0]))
 
     def _sources(self, mover: onnx.NodeProto) -> Iterator[tuple[int, str]]:
         """Yields the inputs that no grid is known for."""
