@@ -213,12 +213,17 @@ def test_every_operation_stands_between_pairs_of_uint8(name, tmp_path):
 
 def test_biases_are_int32_on_the_grid_of_the_products(tmp_path):
     graph = QdqGraph(onnx.load(str(exporter.write(exported(prepared('asymmetric')), tmp_path))))
+    before = QdqGraph(onnx.load(str(tmp_path / 'model.onnx')))
+    # In the float file they are what training and evaluation round them to.
+    biases = {node.name: before.values(node.input[2]) for node in before.nodes('Conv', 'Gemm')}
     layers = list(graph.nodes('Conv', 'Gemm'))
     assert len(layers) == 6
     for node in layers:
         pairs = [graph.made_by(name, DQ) for name in node.input]
         scales = [graph.scale_and_zero_point(pair)[0] for pair in pairs]
         np.testing.assert_allclose(scales[2], scales[0] * scales[1], rtol=1e-6)
+        integers = graph.constants[pairs[2].input[0]]
+        np.testing.assert_allclose(numpy_helper.to_array(integers) * scales[2], biases[node.name], rtol=1e-5, atol=1e-9)
         assert graph.integer_type(pairs[2]) == TensorProto.INT32 and graph.integer_type(pairs[1]) == TensorProto.INT8
 
 

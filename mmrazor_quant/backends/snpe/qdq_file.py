@@ -50,7 +50,9 @@ def _quantize_biases(model: onnx.ModelProto) -> None:
             continue
         # Two layers may share a bias, with inputs of other scales.
         name = f'{node.output[0]}.bias'
-        nodes.append(_dequantized(model.graph, name, bias, np.broadcast_to(scales[0] * scales[1], bias.shape)))
+        product = (scales[0] * scales[1]).reshape(-1)
+        # A transposed convolution has the same scales in every group.
+        nodes.append(_dequantized(model.graph, name, bias, np.tile(product, bias.size // product.size)))
         node.input[2] = name
     everything = [*nodes, *map(copy.deepcopy, model.graph.node)]
     del model.graph.node[:]

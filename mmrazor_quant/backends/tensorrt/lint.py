@@ -1,7 +1,7 @@
 """TensorRT's rules for explicit quantization, each a function that finds what breaks it.
 
-They follow NVIDIA's documentation of explicit quantization and the importer of Q/DQ nodes of onnx-tensorrt. A file
-without findings was not built by TensorRT: what else it may refuse is known there only.
+They follow NVIDIA's documentation of explicit quantization and the importer of Q/DQ nodes of onnx-tensorrt. That a file
+has no findings does not mean that TensorRT builds it: what else it may refuse is known there only.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def results(graph: QdqGraph) -> Found:
     """What no layer, product or addition reads is not quantized."""
     for node in graph.nodes(DQ):
         readers = [reader.op_type for reader in graph.uses(node.output[0])]
-        if graph.weight(node) is None and not {*readers} & {*LAYERS, 'Add', 'Einsum'}:
+        if graph.weight(node) is None and not {*readers} & {*LAYERS, 'Add'}:
             yield name_of(node), f'quantized for {", ".join(readers) or "the output"}, allowed: layers and additions'
 
 

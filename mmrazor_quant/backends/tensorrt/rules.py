@@ -10,7 +10,7 @@ from mmrazor_quant.backends.rules import RESIDUAL, Limits, Rules
 
 RULES = Rules(
     name='tensorrt',
-    quantized=('layer', 'functional', 'matmul', 'einsum', 'add'),
+    quantized=('layer', 'functional', 'matmul', 'add'),
     add_inputs=RESIDUAL,
     weights=Limits(bit=8, is_symmetry=(True,), is_signed=(True,)),
     activations=Limits(
