@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from unittest import mock
@@ -166,6 +167,27 @@ def test_a_file_that_breaks_a_rule_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r'/conv2/Conv: its input alone is not quantized, .*\(both inputs\)'):
         exporter.write(exported(model), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_costs_time_is_written_with_a_warning(tmp_path):
+    """Tables of users may quantize more than TensorRT's does."""
+    convs = {f'conv{i}': nn.Conv2d(3, 3, 1) for i in range(2)}
+    model = quantized(Net(lambda m, x: m.conv1(x + m.conv0(x)), **convs), qconfig(a_qscheme=SYMMETRIC), SHAPE,
+                      backend='tensorrt')  # fmt: skip
+    network = exported(calibrate(model, images(4, SHAPE)))
+    nodes = list(network.onnx.graph.node)
+    addition = next(node for node in nodes if node.op_type == 'Add')
+    (branch,) = [i for i, name in enumerate(addition.input) if 'conv0' in name]
+    more = copy.deepcopy(next(node for node in nodes if node.op_type == 'FakeQuant'))
+    more.input[0], more.output[0], more.name = addition.input[branch], 'branch', 'branch'
+    addition.input[branch] = 'branch'
+    nodes.insert(nodes.index(addition), more)
+    nodes = [copy.deepcopy(node) for node in nodes]
+    del network.onnx.graph.node[:]
+    network.onnx.graph.node.extend(nodes)
+    with pytest.warns(UserWarning, match='the result of /network/conv0/Conv is quantized, too'):
+        exporter.write(network, tmp_path)
+    assert (tmp_path / 'model.onnx').is_file()
 
 
 def test_layers_are_counted_in_the_file(tmp_path):

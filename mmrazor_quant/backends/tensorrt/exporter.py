@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,9 +70,13 @@ def write(network: Intermediate, folder: Path) -> Path:
         ValueError: the file would break a rule of TensorRT.
     """
     model = to_qdq(simplify(network), TensorRTWriter)
-    findings = lint(model)
-    if findings:
-        raise ValueError("export: the file breaks TensorRT's rules:\n" + '\n'.join(map(str, findings)))
+    errors, advice = [], []
+    for finding in lint(model):
+        (errors if finding.is_error else advice).append(str(finding))
+    if errors:
+        raise ValueError("export: the file breaks TensorRT's rules:\n" + '\n'.join(errors))
+    if advice:
+        warnings.warn('export: TensorRT may be slower than it could be:\n' + '\n'.join(advice), stacklevel=2)
     onnx.save(model, folder / FILE)
     return folder / FILE
 

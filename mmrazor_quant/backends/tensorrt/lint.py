@@ -33,11 +33,13 @@ class Finding:
         rule: name of the rule.
         node: name of the node, or of its result where it has none.
         what: what is wrong.
+        is_error: whether TensorRT refuses such a file, or runs it in another way than is meant.
     """
 
     rule: str
     node: str
     what: str
+    is_error: bool = True
 
     def __str__(self) -> str:
         return f'{self.node}: {self.what} ({self.rule})'
@@ -50,7 +52,11 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
         model: the file.
     """
     graph = QdqGraph(model)
-    return [Finding(name, node, what) for name, rule in RULES.items() for node, what in rule(graph)]
+    return [
+        Finding(name, node, what, is_error=name not in ADVICE)
+        for name, rule in RULES.items()
+        for node, what in rule(graph)
+    ]
 
 
 def opset(graph: QdqGraph) -> Found:
@@ -244,3 +250,6 @@ RULES: dict[str, Callable[[QdqGraph], Found]] = {
     'results': results,
 }
 """The rules by name."""
+
+ADVICE = ('residual side', 'results')
+"""Those about speed: what breaks them is built and computes what it says."""
