@@ -4,7 +4,9 @@ from .academic.rules import RULES as ACADEMIC
 from .onnxruntime.rules import RULES as ONNXRUNTIME
 from .openvino.rules import RULES as OPENVINO
 from .rules import Rules
+from .snpe.rules import RULES as SNPE
+from .tensorrt.rules import RULES as TENSORRT
 
-BACKENDS = {rules.name: rules for rules in (ACADEMIC, ONNXRUNTIME, OPENVINO)}
+BACKENDS = {rules.name: rules for rules in (ACADEMIC, ONNXRUNTIME, OPENVINO, SNPE, TENSORRT)}
 
 __all__ = ['BACKENDS', 'Rules']

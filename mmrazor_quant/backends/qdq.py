@@ -15,23 +15,20 @@ from .intermediate import DOMAIN, FAKE_QUANT, Intermediate
 UINT8 = (0, 255)
 
 
-def to_qdq(network: Intermediate) -> onnx.ModelProto:
+def to_qdq(network: Intermediate, writer: type[Writer] | None = None) -> onnx.ModelProto:
     """Writes a network with standard operations only.
-
-    Weights are stored as int8 behind a DequantizeLinear, quantized with the arithmetic of training. Activations are
-    quantized to uint8, which integer kernels on x86 want: signed grids are shifted to it, or, behind a ReLU, cut to
-    their upper half. A grid of fewer integers than uint8 has gets a Clip between the pair.
 
     Args:
         network: the intermediate form; left as it is.
+        writer: writes weights and activations; None: a :class:`Writer`.
 
     Returns:
         The network; a file of its own.
     """
     model = copy.deepcopy(network.onnx)
     graph = model.graph
-    _resolve_constants(graph)
-    writer = _Writer(graph)
+    resolve_constants(graph)
+    writer = (writer or Writer)(graph)
     for name, grid in network.weights.items():
         writer.weight(name, grid)
     producers = {output: node for node in graph.node for output in node.output}
@@ -45,12 +42,22 @@ def to_qdq(network: Intermediate) -> onnx.ModelProto:
     graph.node.extend(writer.weight_nodes + nodes)
     del model.opset_import[:]
     model.opset_import.extend(o for o in network.onnx.opset_import if o.domain != DOMAIN)
-    _remove_unused(graph)
+    remove_unused(graph)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-class _Writer:
+class Writer:
+    """Q/DQ pairs as integer kernels on x86 want them.
+
+    Weights are stored as int8 behind a DequantizeLinear, quantized with the arithmetic of training. Activations are
+    quantized to uint8: signed grids are shifted to it, or, behind a ReLU, cut to their upper half. A grid of fewer
+    integers than uint8 has gets a Clip between the pair.
+
+    Args:
+        graph: what is written to.
+    """
+
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self.values = {i.name: i for i in graph.initializer}
@@ -58,15 +65,11 @@ class _Writer:
 
     def weight(self, name: str, grid: QuantGrid) -> None:
         """Replaces a float initializer by integers and a DequantizeLinear, under the names of before."""
-        proto = self.values.get(name)
-        if proto is None:
-            raise ValueError(f'export: the file has no weight {name}')
-        integers = grid.integers(numpy_helper.to_array(proto)).astype(np.int8)
-        self.graph.initializer.remove(proto)
+        integers = grid.integers(self.take(name)).astype(np.int8)
         inputs = [
-            self._store(f'{name}.integers', integers),
-            self._parameter(f'{name}.scale', grid.scale, grid.ch_axis),
-            self._parameter(f'{name}.zero_point', grid.zero_point.astype(np.int8), grid.ch_axis),
+            self.store(f'{name}.integers', integers),
+            self.parameter(f'{name}.scale', grid.scale, grid.ch_axis),
+            self.parameter(f'{name}.zero_point', grid.zero_point.astype(np.int8), grid.ch_axis),
         ]
         axis = {} if grid.ch_axis == -1 else dict(axis=grid.ch_axis)
         self.weight_nodes.append(helper.make_node('DequantizeLinear', inputs, [name], f'{name}.dequantize', **axis))
@@ -74,15 +77,15 @@ class _Writer:
     def activation(self, node: onnx.NodeProto, is_not_negative: bool) -> list[onnx.NodeProto]:
         """Makes the pair, and maybe the Clip between, that a FakeQuant node is."""
         source, output = node.input[0], node.output[0]
-        grid = _grid_of(node, self.values)
+        grid = grid_of(node, self.values)
         low, high, zero_point = as_uint8(grid, is_not_negative)
-        scale = self._parameter(f'{output}.scale', grid.scale, -1)
-        zero = self._parameter(f'{output}.zero_point', np.array([zero_point], dtype=np.uint8), -1)
+        scale = self.parameter(f'{output}.scale', grid.scale, -1)
+        zero = self.parameter(f'{output}.zero_point', np.array([zero_point], dtype=np.uint8), -1)
         quantized = f'{output}.quantized'
         nodes = [helper.make_node('QuantizeLinear', [source, scale, zero], [quantized], f'{output}.quantize')]
         if (low, high) != UINT8:
             ends = [
-                self._store(f'{output}.{end}', np.array(value, dtype=np.uint8))
+                self.store(f'{output}.{end}', np.array(value, dtype=np.uint8))
                 for end, value in (('lowest', low), ('highest', high))
             ]
             clipped = f'{output}.clipped'
@@ -91,11 +94,28 @@ class _Writer:
         nodes.append(helper.make_node('DequantizeLinear', [quantized, scale, zero], [output], f'{output}.dequantize'))
         return nodes
 
-    def _parameter(self, name: str, values: np.ndarray, axis: int) -> str:
-        # Per tensor they have to be scalars: of shape [1], ONNX Runtime does not fuse additions.
-        return self._store(name, values.reshape(()) if axis == -1 else values)
+    def take(self, name: str) -> np.ndarray:
+        """Takes a weight out of the graph; returns its values.
 
-    def _store(self, name: str, values: np.ndarray) -> str:
+        Args:
+            name: name of the initializer.
+
+        Raises:
+            ValueError: there is none.
+        """
+        proto = self.values.get(name)
+        if proto is None:
+            raise ValueError(f'export: the file has no weight {name}')
+        self.graph.initializer.remove(proto)
+        return numpy_helper.to_array(proto)
+
+    def parameter(self, name: str, values: np.ndarray, axis: int) -> str:
+        """Stores scales or zero points under a name, which is returned."""
+        # Per tensor they have to be scalars: of shape [1], ONNX Runtime does not fuse additions.
+        return self.store(name, values.reshape(()) if axis == -1 else values)
+
+    def store(self, name: str, values: np.ndarray) -> str:
+        """Stores values under a name, which is returned."""
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         tensor = helper.make_tensor(name, kind, values.shape, values.tobytes(), raw=True)
         self.graph.initializer.append(tensor)
@@ -121,7 +141,13 @@ def as_uint8(grid: QuantGrid, is_not_negative: bool) -> tuple[int, int, int]:
     return low, grid.quant_max + shift, zero_point + shift
 
 
-def _grid_of(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> QuantGrid:
+def grid_of(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> QuantGrid:
+    """Returns the grid of a FakeQuant node.
+
+    Args:
+        node: the node.
+        values: initializers by name.
+    """
     numbers = {a.name: a.i for a in node.attribute}
     scale, zero_point = (numpy_helper.to_array(values[name]) for name in node.input[1:3])
     return QuantGrid(scale, zero_point, numbers['quant_min'], numbers['quant_max'], numbers['axis'])
@@ -139,7 +165,7 @@ def _is_not_negative(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
     return False
 
 
-def _resolve_constants(graph: onnx.GraphProto) -> None:
+def resolve_constants(graph: onnx.GraphProto) -> None:
     """Makes initializers of Constant nodes, and of identities of initializers, which fake quantizers may read."""
     known = {i.name: i for i in graph.initializer}
     for node in list(graph.node):
@@ -155,7 +181,7 @@ def _resolve_constants(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Removes initializers, and nodes of weights, that nothing reads, and types of tensors that are no more."""
     readers: dict[str, int] = defaultdict(int)
     for node in graph.node:

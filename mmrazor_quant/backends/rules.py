@@ -19,12 +19,16 @@ class Limits:
         is_symmetry: allowed values of the scheme's field.
         is_per_channel: allowed values of the scheme's field.
         is_signed: whether the integers may be signed, or have to be.
+        is_symmetric_range: allowed values of the scheme's field.
+        least_bit: fewest bits.
     """
 
     bit: int = 32
     is_symmetry: tuple[bool, ...] = (False, True)
     is_per_channel: tuple[bool, ...] = (False, True)
     is_signed: tuple[bool, ...] = (False, True)
+    is_symmetric_range: tuple[bool, ...] = (False, True)
+    least_bit: int = 1
 
     def check(self, scheme: QScheme, field: str, backend: str) -> None:
         """Refuses a scheme that the backend cannot run.
@@ -38,9 +42,13 @@ class Limits:
             ValueError: naming the field, what it is, and what is allowed.
         """
         where = f"allowed with quantizer.backend='{backend}'"
-        if scheme.bit > self.bit:
-            raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: 1 to {self.bit}')
-        values = dict(is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed)
+        if not self.least_bit <= scheme.bit <= self.bit:
+            allowed = f'{self.least_bit} to {self.bit}' if self.least_bit < self.bit else f'{self.bit}'
+            raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: {allowed}')
+        values = dict(
+            is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed,
+            is_symmetric_range=scheme.is_symmetric_range,
+        )  # fmt: skip
         for name, value in values.items():
             allowed = getattr(self, name)
             if value not in allowed:
@@ -58,6 +66,8 @@ class Rules:
         add_inputs: which inputs of additions, where these are quantized.
         quantize_results: whether results of layers have to be quantized for the layers to run in integers; those that
             are the model's own stay float, and so do their layers.
+        every_result: whether, beyond that, results of all operations (of kind ``other``, too) and those that are the
+            model's own are quantized.
         quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
         weights: schemes of weights.
         activations: schemes of activations.
@@ -68,6 +78,7 @@ class Rules:
     optional: tuple[str, ...] = ()
     add_inputs: str = BOTH
     quantize_results: bool = False
+    every_result: bool = False
     quantize_bias: bool = False
     weights: Limits = Limits()
     activations: Limits = Limits()

@@ -15,6 +15,7 @@ class Session(Protocol):
 
     Attributes:
         shape: sizes that the images must have, shape [4]; None where any will do.
+        stand_in: says what runs the network, and why, where the backend itself is not there; may be missing.
     """
 
     shape: tuple[int | None, ...]

@@ -21,7 +21,7 @@ from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
 
-_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'openvino', 'mmcls', 'mmdet')
+_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'onnxruntime-qnn', 'openvino', 'tensorrt', 'mmcls', 'mmdet')
 
 
 def export(
@@ -44,7 +44,8 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = export_intermediate(model, images, raw_outputs, dynamic)
     file = exporter.write(network, folder)
-    layers = runtime.layers(file)
+    layers, session = runtime.layers(file), runtime.Session(file)
+    next_steps = getattr(exporter, 'next_steps', None)
     report = {
         'backend': backend,
         'file': file.name,
@@ -56,7 +57,9 @@ def export(
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
         'layers': vars(layers),
         'left_in_float': left_in_float(network, model.quantizer.rules, layers),
-        'agreement': compare(model, runtime.Session(file), images),
+        'stand_in': getattr(session, 'stand_in', None),
+        'agreement': compare(model, session, images),
+        'next_steps': next_steps(file, images.shape, dynamic) if next_steps else [],
         'tensors': _tensors(network),
     }
     (folder / REPORT).write_text(json.dumps(report, indent=1))
@@ -118,7 +121,9 @@ def describe(report: dict[str, Any]) -> str:
     ]
     if 'argmax' in agreement:
         lines.append(f'same class: {100 * agreement["argmax"]:.2f} % of {report["input_shape"][0]} images')
-    return '\n'.join(lines)
+    if report['stand_in']:
+        lines.append(f'not run by {report["backend"]}: {report["stand_in"]}')
+    return '\n'.join([*lines, *report['next_steps']])
 
 
 def _tensors(network: Intermediate) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.tracing.nodes import node_name
 
 from .batch_fold import quantized_layer_batch_norm
 from .bias import quantized_bias
@@ -16,7 +17,18 @@ from .calls import MODULES_READ
 from .layers import LAYER_TYPES, WEIGHT_QUANTIZER, channel_axis, folded_weight, quantized_layer, quantized_layer_norm
 from .memory import Memory
 from .norm_act import is_clamp
-from .sites import ADD, FUNCTIONAL, FUNCTIONAL_LAYERS, LAYER, Site, argument, find_sites
+from .sites import (
+    ADD,
+    FUNCTIONAL,
+    FUNCTIONAL_LAYERS,
+    LAYER,
+    OTHER,
+    Site,
+    argument,
+    find_others,
+    find_sites,
+    is_concatenation,
+)
 
 _IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 """Modules that do nothing in a network that is deployed."""
@@ -86,7 +98,9 @@ class Plan:
         residual_only: whether of the inputs of an addition only those are quantized that no layer gives to it alone.
         quantize_results: whether results of layers, activated if an activation follows, are quantized wherever they
             are read.
+        every_result: whether, beyond that, those of all other operations and the model's are.
         is_last: whether the island's results are the model's, which are not.
+        has_others: whether a graph was seen: further ones, for other sizes or training, have no new results.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
@@ -94,9 +108,11 @@ class Plan:
     quantize_bias: bool = False
     residual_only: bool = False
     quantize_results: bool = False
+    every_result: bool = False
     is_last: bool = False
     seen: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
+    has_others: bool = False
 
 
 MakeQuantizer = Callable[[Site, str, 'tuple[int, ...]', int], 'nn.Module | None']
@@ -159,14 +175,20 @@ class _Insertion:
     def quantize_results(self, sites: list[Site]) -> None:
         """Has what reads the results of layers read them quantized, but for sites that are to read float tensors."""
         operations = {self.replaced.get(site.node, site.node) for site in sites}
+        if self.plan.every_result:
+            sites = [*sites, *find_others(self.graph, self.root)]
         for site in sites:
-            if site.kind in (LAYER, FUNCTIONAL):
+            if self.plan.every_result or site.kind in (LAYER, FUNCTIONAL):
                 self._result(site, operations)
+        self.plan.has_others = True
 
     def _result(self, site: Site, operations: set[Node]) -> None:
         result = self._activated(self.replaced.get(site.node, site.node))
+        if self.plan.every_result and all(map(is_concatenation, result.users)):
+            # The parts get the grid of the whole.
+            return
         readers = [user for user in result.users if not self._is_quantizer(user) and user not in operations]
-        if not readers or (self.plan.is_last and all(user.op == 'output' for user in result.users)):
+        if not readers or (self._is_float_result(result) and not self.plan.every_result):
             return
         tensor = site.node if result is self.replaced.get(site.node) else result
         # A reader that is alone may write to the quantized tensor instead.
@@ -180,10 +202,15 @@ class _Insertion:
                 user.replace_input_with(result, node)
             self._move_behind(node, result)
 
+    def _is_float_result(self, result: Node) -> bool:
+        return self.plan.is_last and all(user.op == 'output' for user in result.users)
+
     def _new_result(self, site: Site, result: Node) -> Node | None:
         own = site.result_quantizer_path()
         self.plan.seen.add(own)
-        quantizer = _existing(self.root, own) or self.make(site, 'a', result.meta.get('shape', ()), -1)
+        quantizer = _existing(self.root, own)
+        if quantizer is None and not (site.kind == OTHER and self.plan.has_others):
+            quantizer = self.make(site, 'a', result.meta.get('shape', ()), -1)
         if quantizer is None:
             return None
         attach(self.root, own, quantizer)
@@ -218,9 +245,13 @@ class _Insertion:
     def _branch(self, site: Site) -> Node | None:
         """Returns the input of an addition that a layer gives to it alone; of two, the one that is computed last."""
         current = {source: self.replaced.get(source, source) for source in site.activations}
-        found = [source for source, node in current.items() if len(node.users) == 1 and self._is_layer(node)]
+        found = [source for source, node in current.items() if self._is_read_once(node) and self._is_layer(node)]
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         return max(found, key=lambda source: order[current[source]], default=None)
+
+    def _is_read_once(self, node: Node) -> bool:
+        """Whether one operation reads the values; what reads the shape does not count."""
+        return len([user for user in node.users if node_name(user) not in ('getattr', 'size', 'dim')]) == 1
 
     def _is_layer(self, node: Node) -> bool:
         if node.op == 'call_function':

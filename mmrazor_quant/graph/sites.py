@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import Node
 
-from mmrazor_quant.tracing.nodes import scope_of
+from mmrazor_quant.tracing.nodes import node_name, scope_of
 
 from .layers import LAYER_TYPES
 from .multihead import linear_rows
@@ -37,6 +37,23 @@ ADD_METHODS = {'add', 'add_', '__add__', '__radd__', '__iadd__'}
 
 LAYER, FUNCTIONAL, MATMUL, EINSUM, ADD = 'layer', 'functional', 'matmul', 'einsum', 'add'
 
+OTHER = 'other'
+"""Operations whose results can be quantized, and whose inputs are not for their own sake."""
+
+OTHER_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Hardsigmoid, nn.Hardswish, nn.Softmax, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.LayerNorm,
+    nn.GroupNorm, nn.modules.batchnorm._BatchNorm,
+)  # fmt: skip
+OTHER_CALLS = frozenset({
+    'relu', 'relu_', 'relu6', 'hardtanh', 'leaky_relu', 'elu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'hardsigmoid',
+    'hardswish', 'softmax', 'clamp', 'avg_pool2d', 'adaptive_avg_pool2d', 'interpolate', 'layer_norm', 'group_norm',
+    'batch_norm', 'mul', 'mul_', 'imul', 'sub', 'sub_', 'isub', 'div', 'truediv', 'cat', 'concat', 'mean',
+})  # fmt: skip
+"""Names of functions and methods."""
+
+CONCATENATIONS = ('cat', 'concat')
+
 
 @dataclass(frozen=True)
 class Site:
@@ -44,8 +61,8 @@ class Site:
 
     Args:
         node: the operation.
-        kind: ``layer`` (a module with a weight), ``functional`` (the same as a function), ``matmul``, ``einsum``
-            or ``add``.
+        kind: ``layer`` (a module with a weight), ``functional`` (the same as a function), ``matmul``, ``einsum``,
+            ``add``, or ``other``.
         owner: path, below the island, of the module that the operation belongs to: the layer itself, or the module
             in whose forward the function is called.
         ordinal: how many sites of this kind the owner had before, so that ``(owner, kind, ordinal)`` names the call
@@ -70,8 +87,8 @@ class Site:
         return self._path('weight')
 
     def result_quantizer_path(self) -> str:
-        """Returns the path of the quantizer of the result of a layer, below the island."""
-        return self._path('output')
+        """Returns the path of the quantizer of the result, below the island."""
+        return self._path('output' if self.kind in (LAYER, FUNCTIONAL) else f'{self.kind}_output')
 
     def _path(self, stem: str) -> str:
         suffix = f'_{self.ordinal}' if self.ordinal else ''
@@ -95,6 +112,39 @@ def find_sites(graph: fx.Graph, root: nn.Module) -> list[Site]:
             counts[owner, stem] = ordinal + 1
             sites.append(Site(node, kind, owner, ordinal, activations, weight))
     return sites
+
+
+def find_others(graph: fx.Graph, root: nn.Module) -> list[Site]:
+    """Returns the other operations that compute tensors of a graph, in execution order; they have no inputs.
+
+    Args:
+        graph: captured graph.
+        root: the island's module.
+    """
+    counts: dict[str, int] = {}
+    sites = []
+    for node in graph.nodes:
+        if not _is_other(node, root):
+            continue
+        owner = node.target if node.op == 'call_module' else scope_of(node)
+        ordinal = counts.get(owner, 0)
+        counts[owner] = ordinal + 1
+        sites.append(Site(node, OTHER, owner, ordinal, ()))
+    return sites
+
+
+def is_concatenation(node: Node) -> bool:
+    """Tells whether a node puts tensors together."""
+    return node.op == 'call_function' and node_name(node) in CONCATENATIONS
+
+
+def _is_other(node: Node, root: nn.Module) -> bool:
+    # Numbers and lists of indices have fewer dimensions.
+    if len(node.meta.get('shape', ())) < 2:
+        return False
+    if node.op == 'call_module':
+        return isinstance(root.get_submodule(node.target), OTHER_MODULES)
+    return node.op in ('call_function', 'call_method') and node_name(node) in OTHER_CALLS
 
 
 def _match(node: Node, root: nn.Module) -> Iterator[tuple[str, str, tuple[Node, ...], Node | None]]:

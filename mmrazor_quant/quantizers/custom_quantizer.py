@@ -112,6 +112,7 @@ class CustomQuantizer:
             plan = Plan(
                 self.fuse(island, module, shared), self.fold_batch, self.quantize_bias,
                 residual_only=self.rules.add_inputs == RESIDUAL, quantize_results=self.rules.quantize_results,
+                every_result=self.rules.every_result,
                 is_last=not findings.called or f'{findings.called[-1]}.'.startswith(f'{path}.' if path else ''),
             )  # fmt: skip
             island.map_graphs(

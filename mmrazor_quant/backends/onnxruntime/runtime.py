@@ -23,13 +23,16 @@ class Session:
         file: path of the ONNX file.
         threads: threads of a run.
         optimized: where to write the graph that is run; None: nowhere.
+        fuse: whether graphs are optimized, which makes integer kernels of Q/DQ pairs; without, they run one by one.
     """
 
-    def __init__(self, file: Path, threads: int = 1, optimized: Path | None = None) -> None:
+    def __init__(self, file: Path, threads: int = 1, optimized: Path | None = None, fuse: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # What is said about the graph being for this machine only.
         options.log_severity_level = 3
+        if not fuse:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         self._session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])

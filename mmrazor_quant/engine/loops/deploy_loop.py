@@ -64,11 +64,15 @@ class DeployLoop(BaseLoop):
         set_quantized(self.model)
         with frozen_weights(self.model):
             found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation')
-        found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {self.backend}')
+        stand_in = getattr(self.session, 'stand_in', None)
+        heading = f'{self.backend} (stand-in)' if stand_in else self.backend
+        found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {heading}')
         self.runner.logger.info(
-            f'Float, fake-quantized and deployed model on the same test data ({self.backend}):\n'
-            + comparison_table(found['float'], found['quantized'], {self.backend: found[self.backend]})
+            f'Float, fake-quantized and deployed model on the same test data ({heading}):\n'
+            + comparison_table(found['float'], found['quantized'], {heading: found[self.backend]})
         )
+        if stand_in:
+            self.runner.logger.warning(f'Not run by {self.backend}: {stand_in}')
         others = {f'{kind}/{k}': v for kind in ('float', 'quantized') for k, v in found[kind].items()}
         return {**found[self.backend], **others}
 
