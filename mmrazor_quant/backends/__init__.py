@@ -1,10 +1,11 @@
 """One folder a backend; its table says where and how it takes quantized tensors."""
 
 from .academic.rules import RULES as ACADEMIC
+from .ncnn.rules import RULES as NCNN
 from .onnxruntime.rules import RULES as ONNXRUNTIME
 from .openvino.rules import RULES as OPENVINO
 from .rules import Rules
 
-BACKENDS = {rules.name: rules for rules in (ACADEMIC, ONNXRUNTIME, OPENVINO)}
+BACKENDS = {rules.name: rules for rules in (ACADEMIC, ONNXRUNTIME, OPENVINO, NCNN)}
 
 __all__ = ['BACKENDS', 'Rules']

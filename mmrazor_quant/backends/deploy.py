@@ -20,7 +20,7 @@ from .session import Session, run
 REPORT = 'deploy.json'
 """What was exported, beside the file."""
 
-DEPLOYABLE = ('onnxruntime', 'openvino')
+DEPLOYABLE = ('onnxruntime', 'openvino', 'ncnn')
 """Backends with an exporter and a runtime here."""
 
 

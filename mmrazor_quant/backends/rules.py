@@ -16,15 +16,19 @@ class Limits:
 
     Args:
         bit: most bits.
+        least_bit: fewest bits.
         is_symmetry: allowed values of the scheme's field.
         is_per_channel: allowed values of the scheme's field.
         is_signed: whether the integers may be signed, or have to be.
+        is_symmetric_range: allowed values of the scheme's field.
     """
 
     bit: int = 32
+    least_bit: int = 1
     is_symmetry: tuple[bool, ...] = (False, True)
     is_per_channel: tuple[bool, ...] = (False, True)
     is_signed: tuple[bool, ...] = (False, True)
+    is_symmetric_range: tuple[bool, ...] = (False, True)
 
     def check(self, scheme: QScheme, field: str, backend: str) -> None:
         """Refuses a scheme that the backend cannot run.
@@ -38,9 +42,13 @@ class Limits:
             ValueError: naming the field, what it is, and what is allowed.
         """
         where = f"allowed with quantizer.backend='{backend}'"
-        if scheme.bit > self.bit:
-            raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: 1 to {self.bit}')
-        values = dict(is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed)
+        if not self.least_bit <= scheme.bit <= self.bit:
+            allowed = self.bit if self.least_bit == self.bit else f'{self.least_bit} to {self.bit}'
+            raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: {allowed}')
+        values = dict(
+            is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed,
+            is_symmetric_range=scheme.is_symmetric_range,
+        )  # fmt: skip
         for name, value in values.items():
             allowed = getattr(self, name)
             if value not in allowed:

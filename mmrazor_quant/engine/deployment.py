@@ -19,7 +19,7 @@ from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
 
-_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'openvino', 'mmcls', 'mmdet')
+_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'openvino', 'ncnn', 'pnnx', 'mmcls', 'mmdet')
 
 
 def export(
@@ -42,6 +42,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = export_intermediate(model, images, raw_outputs, dynamic)
     file = exporter.write(network, folder)
+    files = [folder / name for name in getattr(exporter, 'FILES', (file.name,))]
     report = {
         'backend': backend,
         'file': file.name,
@@ -49,7 +50,7 @@ def export(
         'versions': _versions(),
         'input_shape': list(images.shape),
         'dynamic_dimensions': list(dynamic),
-        'bytes': file.stat().st_size,
+        'bytes': sum(path.stat().st_size for path in files),
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
         'layers': vars(runtime.layers(file)),
         'agreement': compare(model, runtime.Session(file), images),
