@@ -1,4 +1,5 @@
-# As resnet20_w8a8_cifar10.py, with quantizers where ncnn has them: weights and activations in [-127, 127], no zero point.
+# As resnet20_w8a8_cifar10.py, with quantizers where ncnn has them; all integers are in [-127, 127], without
+# zero points.
 _base_ = './resnet20_w8a8_cifar10.py'
 
 w_qscheme = dict(is_symmetric_range=True)
