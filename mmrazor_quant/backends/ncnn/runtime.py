@@ -48,8 +48,9 @@ class Session:
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Runs an image that fits :attr:`shape`; returns the outputs."""
         extractor = self._net.create_extractor()
-        # Copied, since ncnn wants each channel to start at an even address.
-        extractor.input(self._input, ncnn.Mat(np.ascontiguousarray(images[0])).clone())
+        # A name of its own keeps the array alive until ncnn has copied it, each channel to an aligned address.
+        image = np.ascontiguousarray(images[0])
+        extractor.input(self._input, ncnn.Mat(image).clone())
         return [self._extract(extractor, name) for name in self._outputs]
 
     def _extract(self, extractor: ncnn.Extractor, name: str) -> np.ndarray:
