@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,6 @@ from mmrazor_quant.backends.ncnn.layer_types import INT8_SCALE_TERM
 from mmrazor_quant.backends.ncnn.param_file import read_param
 from mmrazor_quant.backends.ncnn.runtime import Session, layers
 from mmrazor_quant.backends.session import run
-from mmrazor_quant.engine.deployment import describe, export
 
 SHAPE = (3, 16, 16)
 RANGE = dict(bit=8, is_symmetry=True, is_symmetric_range=True)
@@ -151,7 +148,8 @@ def test_sizes(tmp_path):
         (tmp_path / name).mkdir()
         results.append(Session(exported(model, tmp_path / name, dynamic), threads=2))
     assert [session.shape for session in results] == [(1, 3, 16, 16), (1, 3, None, None)]
-    x = images(3, (3, 24, 32), 9)
+    # In the memory of another order, too.
+    x = images(3, (24, 32, 3), 9).permute(0, 3, 1, 2)
     for found, expected in zip(run(results[1], x), model(x), strict=True):
         assert_same(found, expected)
     with pytest.raises(ValueError, match=r'takes images of \(3, 16, 16\).*got \(3, 24, 32\)'):
@@ -164,7 +162,11 @@ def one_layer(layer: nn.Module) -> nn.Module:
 
 REFUSED = {
     'transposed': (nn.ConvTranspose2d(3, 6, 2), {}, r'layer.input_fake_quant: quantizes the input of a Deconvolution'),
-    'groups': (nn.Conv2d(3, 6, 3, groups=3), {}, None),
+    'in one dimension': (
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3), nn.Unflatten(2, (2, 127))),
+        {},
+        r'layer.1.input_fake_quant: quantizes the input of a Convolution1D',
+    ),
     'weight is float': (nn.Conv2d(3, 6, 3), dict(w_qscheme='float'), r'layer.input_fake_quant: .* is not quantized'),
 }
 
@@ -173,16 +175,21 @@ REFUSED = {
 def test_layers_that_ncnn_does_not_run_in_integers_are_named(name, tmp_path):
     layer, changes, message = REFUSED[name]
     model = prepared(one_layer(layer), config(overrides=[dict(name='layer', **changes)] if changes else []))
-    if message is None:
-        pytest.skip()
     with pytest.raises(ValueError, match=message):
         exported(model, tmp_path)
 
 
+@torch.no_grad()
+def test_a_layer_of_quantized_weight_alone_is_float(tmp_path):
+    model = prepared(one_layer(nn.Conv2d(3, 6, 3)), config(overrides=[dict(name='layer', a_qscheme='float')]))
+    x = images(4, SHAPE, 9)
+    file = exported(model, tmp_path)
+    assert_same(run(Session(file), x)[0], model(x))
+    assert (layers(file).integer, layers(file).float) == ({'Convolution': 1}, {'Convolution': 1})
+
+
 def grouped() -> nn.Module:
-    return Net(
-        lambda m, x: m.groups(F.relu(m.conv(x))), conv=nn.Conv2d(3, 8, 3), groups=nn.Conv2d(8, 8, 3, groups=2)
-    )
+    return Net(lambda m, x: m.groups(F.relu(m.conv(x))), conv=nn.Conv2d(3, 8, 3), groups=nn.Conv2d(8, 8, 3, groups=2))
 
 
 @torch.no_grad()

@@ -51,11 +51,11 @@ def write(network: Intermediate, folder: Path) -> Path:
 
 
 def _integer_network(network: Intermediate) -> Converted:
-    images = network.images[:1]
+    images, any_size = network.images[:1], bool({2, 3} & set(network.dynamic))
     shapes = [tuple(images.shape)]
-    if set(network.dynamic) & {2, 3}:
+    if any_size:
         shapes.append((*shapes[0][:2], *(2 * size for size in shapes[0][2:])))
-    script, paths = trace(network.module, images)
+    script, paths = trace(network.module, images, any_size)
     with tempfile.TemporaryDirectory() as folder:
         kept = [f'{MARK}{number}' for number in range(len(paths))]
         param, weights = run_pnnx(script, shapes, kept, Path(folder))

@@ -6,6 +6,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,15 +18,33 @@ from .marks import make_mark
 
 
 class _StridedSlices(TorchFunctionMode):
-    """Has every second row or column picked by pooling, since ncnn cuts pieces out of images without gaps only."""
+    """Writes what picks every n-th row or column as pooling: ncnn cuts out pieces without gaps only.
+
+    Args:
+        any_size: whether images may have any size.
+    """
+
+    def __init__(self, any_size: bool) -> None:
+        super().__init__()
+        self.any_size = any_size
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is Tensor.__getitem__ and args[0].dim() == 4:
-            x, index = args
-            last = _last_two(index)
-            if last is not None:
-                return F.max_pool2d(x[..., last[0].start or 0 :, last[1].start or 0 :], 1, [s.step or 1 for s in last])
-        return func(*args, **(kwargs or {}))
+        last = _last_two(args[1]) if func is Tensor.__getitem__ and args[0].dim() == 4 else None
+        if last is None:
+            return func(*args, **(kwargs or {}))
+        starts, steps = [part.start or 0 for part in last], [part.step or 1 for part in last]
+        return (_pick_by_kernel if self.any_size else _pick)(args[0], starts, steps)
+
+
+def _pick(x: Tensor, starts: list[int], steps: list[int]) -> Tensor:
+    return F.max_pool2d(x[..., starts[0] :, starts[1] :], 1, steps)
+
+
+def _pick_by_kernel(x: Tensor, starts: list[int], steps: list[int]) -> Tensor:
+    """Picks with a kernel of zeros and a one: where sizes are free, pnnx takes cutting out for doing nothing."""
+    kernel = np.zeros((int(x.shape[1]), 1, starts[0] + 1, starts[1] + 1), np.float32)
+    kernel[..., -1, -1] = 1
+    return F.conv2d(x, torch.from_numpy(kernel), stride=steps, groups=len(kernel))
 
 
 def _last_two(index: Any) -> tuple[slice, slice] | None:
@@ -45,12 +64,13 @@ def _runs_to_the_end(part: Any) -> bool:
 
 
 @torch.no_grad()
-def trace(network: nn.Module, images: Tensor) -> tuple[torch.jit.ScriptModule, list[str]]:
+def trace(network: nn.Module, images: Tensor, any_size: bool = False) -> tuple[torch.jit.ScriptModule, list[str]]:
     """Traces a network in which each quantizer of activations is a mark.
 
     Args:
         network: network with :class:`FakeQuantNode` modules; left as it is.
         images: example images, batch size 1.
+        any_size: whether images may have any size.
 
     Returns:
         The TorchScript, and the paths of the quantizers by the numbers of their marks.
@@ -60,7 +80,7 @@ def trace(network: nn.Module, images: Tensor) -> tuple[torch.jit.ScriptModule, l
     for number, path in enumerate(paths):
         parent, _, name = path.rpartition('.')
         network.get_submodule(parent)._modules[name] = make_mark(number)
-    with warnings.catch_warnings(), _StridedSlices():
+    with warnings.catch_warnings(), _StridedSlices(any_size):
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
         warnings.simplefilter('ignore', DeprecationWarning)
         return torch.jit.trace(network, (images,), check_trace=False), paths
