@@ -40,11 +40,19 @@ class Intermediate:
         onnx: the network; its input is ``input``, its outputs are ``output_0`` and so on.
         weights: grids of the integer weights, by name of the initializer.
         activations: grids of the activation quantizers, by path below the architecture.
+        module: what ``onnx`` was made of, on CPU, for backends that do not start from ONNX: a module whose outputs are
+            a tuple of tensors and whose activation quantizers are :class:`FakeQuantNode`. The names of ``weights`` are
+            paths below it.
+        images: the example images.
+        dynamic: dimensions of the images that may vary.
     """
 
     onnx: onnx.ModelProto
     weights: dict[str, QuantGrid]
     activations: dict[str, QuantGrid]
+    module: nn.Module
+    images: Tensor
+    dynamic: tuple[int, ...] = ()
 
 
 class _Emit(torch.autograd.Function):
@@ -74,6 +82,7 @@ class FakeQuantNode(nn.Module):
         super().__init__()
         self.register_buffer('scale', torch.from_numpy(grid.scale.copy()))
         self.register_buffer('zero_point', torch.from_numpy(grid.zero_point.copy()))
+        self.grid = grid
         self.numbers = grid.ch_axis, grid.quant_min, grid.quant_max
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +140,10 @@ def export_intermediate(
     for path, grid in activations.items():
         parent, _, name = path.rpartition('.')
         network.get_submodule(parent)._modules[name] = FakeQuantNode(grid)
-    proto = _export(_Tensors(network, forward).eval(), images.cpu(), dynamic)
+    module, images = _Tensors(network, forward).eval(), images.cpu()
+    proto = _export(module, images, dynamic)
     named = {_initializer_name(network, weight): grid for weight, grid in weights.items()}
-    return Intermediate(proto, named, activations)
+    return Intermediate(proto, named, activations, module, images, tuple(dynamic))
 
 
 def without_quantizers(network: Intermediate) -> Intermediate:
@@ -155,7 +165,11 @@ def without_quantizers(network: Intermediate) -> Intermediate:
     kept = [copy.deepcopy(node) for node in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
-    return Intermediate(proto, {}, {})
+    module = copy.deepcopy(network.module)
+    for path, child in list(module.named_modules()):
+        if isinstance(child, FakeQuantNode):
+            module.set_submodule(path, nn.Identity())
+    return Intermediate(proto, {}, {}, module, network.images, network.dynamic)
 
 
 @torch.no_grad()

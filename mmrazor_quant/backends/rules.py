@@ -16,19 +16,19 @@ class Limits:
 
     Args:
         bit: most bits.
+        least_bit: fewest bits.
         is_symmetry: allowed values of the scheme's field.
         is_per_channel: allowed values of the scheme's field.
         is_signed: whether the integers may be signed, or have to be.
         is_symmetric_range: allowed values of the scheme's field.
-        least_bit: fewest bits.
     """
 
     bit: int = 32
+    least_bit: int = 1
     is_symmetry: tuple[bool, ...] = (False, True)
     is_per_channel: tuple[bool, ...] = (False, True)
     is_signed: tuple[bool, ...] = (False, True)
     is_symmetric_range: tuple[bool, ...] = (False, True)
-    least_bit: int = 1
 
     def check(self, scheme: QScheme, field: str, backend: str) -> None:
         """Refuses a scheme that the backend cannot run.

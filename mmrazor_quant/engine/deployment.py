@@ -21,7 +21,9 @@ from mmrazor_quant.backends.session import Layers, run
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
 
-_PACKAGES = ('torch', 'onnx', 'onnxruntime', 'onnxruntime-qnn', 'openvino', 'tensorrt', 'mmcls', 'mmdet')
+_PACKAGES = (
+    'torch', 'onnx', 'onnxruntime', 'onnxruntime-qnn', 'openvino', 'ncnn', 'pnnx', 'tensorrt', 'mmcls', 'mmdet',
+)  # fmt: skip
 
 
 def export(
@@ -44,6 +46,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = export_intermediate(model, images, raw_outputs, dynamic)
     file = exporter.write(network, folder)
+    files = [folder / name for name in getattr(exporter, 'FILES', (file.name,))]
     layers, session = runtime.layers(file), runtime.Session(file)
     next_steps = getattr(exporter, 'next_steps', None)
     report = {
@@ -53,7 +56,7 @@ def export(
         'versions': _versions(),
         'input_shape': list(images.shape),
         'dynamic_dimensions': list(dynamic),
-        'bytes': file.stat().st_size,
+        'bytes': sum(path.stat().st_size for path in files),
         'float_bytes': sum(p.numel() * 4 for p in model.architecture.parameters()),
         'layers': vars(layers),
         'left_in_float': left_in_float(network, model.quantizer.rules, layers),

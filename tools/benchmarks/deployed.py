@@ -14,10 +14,12 @@ The last line is JSON: {"onnxruntime": {"speedup": ..., "speedup_2_threads": ...
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import common
@@ -27,7 +29,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module, raw_outputs
+from mmrazor_quant.backends import BACKENDS
+from mmrazor_quant.backends.deploy import backend_module, raw_outputs
 from mmrazor_quant.backends.intermediate import export_intermediate, without_quantizers
 from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.deployment import compare, left_in_float
@@ -41,6 +44,9 @@ CONFIGS = {
 }
 """Config, and width and height of an image, by name of the network."""
 
+RUN_HERE = ('onnxruntime', 'openvino', 'ncnn')
+"""Backends whose own runtime runs on any CPU."""
+
 _SETTLE = 0.02
 
 
@@ -48,14 +54,14 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', choices=sorted(CONFIGS), default='resnet50', help='network, with random weights')
-    parser.add_argument('--backends', default=','.join(DEPLOYABLE), help='comma-separated; default: all there are')
+    parser.add_argument('--backends', default=','.join(RUN_HERE), help='comma-separated; default: all there are')
     parser.add_argument('--rounds', type=int, default=21, help='rounds to take the medians of')
     parser.add_argument('--images', type=int, default=64, help='images to compare classes on')
     args = parser.parse_args()
     args.backends = args.backends.split(',')
-    unknown = sorted(set(args.backends) - set(DEPLOYABLE))
+    unknown = sorted(set(args.backends) - set(RUN_HERE))
     if unknown:
-        parser.error(f'--backends: unknown {", ".join(unknown)}; allowed: {", ".join(DEPLOYABLE)}')
+        parser.error(f'--backends: unknown {", ".join(unknown)}; allowed: {", ".join(RUN_HERE)}')
     if args.rounds < 1 or args.images < 1:
         parser.error('--rounds and --images take 1 or more')
     return args
@@ -94,10 +100,21 @@ def settle_norms(network: nn.Module, images: Tensor) -> None:
     network.eval()
 
 
+def demanded(backend: str, kind: str) -> dict[str, bool]:
+    """Return the fields of a scheme for which a backend takes one value only."""
+    limits = BACKENDS[backend].limits(kind)
+    values = {name: getattr(limits, name) for name in ('is_symmetry', 'is_per_channel', 'is_symmetric_range')}
+    return {name: allowed[0] for name, allowed in values.items() if len(allowed) == 1}
+
+
 def quantized(cfg: Config, network: nn.Module, backend: str, images: Tensor) -> common.OnTensors:
     """Quantize a copy of a network as a backend runs it, with the ranges of some images."""
     fields = {key: value for key, value in cfg.model.items() if key != 'type'}
-    model = common.OnTensors(**{**fields, 'quantizer': dict(fields['quantizer'], backend=backend)})
+    quantizer = copy.deepcopy(fields['quantizer'])
+    quantizer.backend = backend
+    for kind in 'wa':
+        quantizer.qconfig[f'{kind}_qscheme'].update(demanded(backend, kind))
+    model = common.OnTensors(**{**fields, 'quantizer': quantizer})
     model.architecture.load_state_dict(network.state_dict(), strict=False)
     batches = list(images.split(16))
     calibrate(model, batches, len(batches), 'images')
@@ -116,12 +133,18 @@ def time_backend(backend: str, model: common.OnTensors, images: Tensor, rounds: 
     for threads in (1, 2):
         sessions = {kind: runtime.Session(file, threads) for kind, file in files.items()}
         figures['speedup' + (f'_{threads}_threads' if threads > 1 else '')] = speedup(sessions, images, rounds, threads)
-    figures['size'] = round(files['int8'].stat().st_size / files['float'].stat().st_size, 3)
+    sizes = {kind: size_of(exporter, file) for kind, file in files.items()}
+    figures['size'] = round(sizes['int8'] / sizes['float'], 3)
     figures['agreement'] = compare(model, runtime.Session(files['int8']), images)['argmax']
     found = runtime.layers(files['int8'])
     print(f'layers {found}')
     figures['left_in_float'] = left_in_float(integers, model.quantizer.rules, found)
     return figures
+
+
+def size_of(exporter: ModuleType, file: Path) -> int:
+    """Return the bytes of all files that a network consists of."""
+    return sum((file.parent / name).stat().st_size for name in getattr(exporter, 'FILES', (file.name,)))
 
 
 def speedup(sessions: dict[str, Any], images: Tensor, rounds: int, threads: int) -> float:
