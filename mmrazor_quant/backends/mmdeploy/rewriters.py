@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from mmdeploy.core import FUNCTION_REWRITER
 
 
@@ -18,6 +20,10 @@ def export_by_tracing(*args: Any, **kwargs: Any) -> Any:
         **kwargs: the same by name.
     """
     ctx = FUNCTION_REWRITER.get_context()
-    kwargs.setdefault('dynamo', False)
-    kwargs.setdefault('autograd_inlining', False)
-    return ctx.origin_func(*args, **kwargs)
+    kwargs = dict(dynamo=False, autograd_inlining=False, **kwargs)
+    with warnings.catch_warnings():
+        # Python numbers become constants of the file, where mmdeploy does not keep them dynamic.
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        warnings.simplefilter('ignore', DeprecationWarning)
+        warnings.filterwarnings('ignore', category=UserWarning, module='torch')
+        return ctx.origin_func(*args, **kwargs)
