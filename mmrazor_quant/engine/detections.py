@@ -63,7 +63,8 @@ def compare_boxes(expected: InstanceData, found: InstanceData, score_thr: float 
     pairs = [pair for pair in pairs if max(expected.scores[pair[0]], found.scores[pair[1]]) >= score_thr]
     differences = [(expected.scores[i] - found.scores[j]).abs().item() for i, j, _ in pairs]
     counts = [(side.scores >= score_thr).sum().item() for side in (expected, found)]
-    unmatched = [*_others(expected, [i for i, *_ in pairs]), *_others(found, [j for _, j, _ in pairs])]
+    others = [*_others(expected, [i for i, *_ in pairs]), *_others(found, [j for _, j, _ in pairs])]
+    unmatched = [score for score in others if score >= score_thr]
     return BoxAgreement(
         *counts, len(pairs), max(differences, default=0.0), min((p[2] for p in pairs), default=1.0),
         max(unmatched, default=0.0),

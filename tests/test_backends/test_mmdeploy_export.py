@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -9,8 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
-from small_detectors import write_boxes, write_config
+from small_detectors import SIZE, write_boxes, write_config
 
 from mmrazor_quant.engine.launch import register_codebase
 
@@ -19,49 +20,95 @@ pytest.importorskip('mmdeploy', reason='mmdeploy is not installed; docs/deployme
 DEPLOY = Path(__file__).resolve().parents[2] / 'configs' / 'deploy'
 PLACED = """
 _base_ = ['./quantized.py']
-model = dict(
-    float_checkpoint='{root}/{name}.pth', architecture=dict(test_cfg=dict(score_thr=0.3)),
-    quantizer=dict(backend='onnxruntime'),
-)
+model = dict(architecture=dict(test_cfg=dict(score_thr=0.9)), quantizer=dict(backend='onnxruntime'))
 """
-SIZED = "_base_ = ['{base}']\nonnx_config = dict(input_shape=(96, 64))\n"
-
-
-@pytest.fixture
-def images(tmp_path):
-    write_boxes(tmp_path)
-    return tmp_path
+SIZED = "_base_ = ['{base}']\nonnx_config = dict(input_shape=({size}, {size}))\n"
+FINAL_LAYERS = {
+    'retinanet': dict(retina_cls=2.0, retina_reg=0.3),
+    'yolox': dict(multi_level_conv_cls=4.0, multi_level_conv_reg=0.3, multi_level_conv_obj=2.0),
+}
 
 
 def quantize(name: str, root: Path) -> tuple[Path, Path]:
-    """Quantize a small detector with scores all over the range; returns its config and checkpoint."""
+    """Quantize a small detector that finds something; returns its config and checkpoint."""
     register_codebase('mmdet')
-    config = write_config(name, root, root / 'work', PLACED.replace('{root}', str(root)).replace('{name}', name))
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(Config.fromfile(root / 'work' / 'float.py').model)
-        model.init_weights()
-        torch.manual_seed(0)
-        for path, parameter in model.named_parameters():
-            if path.endswith(('retina_cls.weight', 'conv_cls.0.weight', 'conv_obj.0.weight')):
-                torch.nn.init.normal_(parameter, std=0.1)
-            if path.endswith(('retina_cls.bias', 'conv_cls.0.bias', 'conv_obj.0.bias')):
-                torch.nn.init.zeros_(parameter)
-        torch.save(dict(state_dict=model.state_dict()), root / f'{name}.pth')
-        cfg = Config.fromfile(config)
-        cfg.merge_from_dict(dict(work_dir=str(root / 'work'), experiment_name=f'{name}_{root.name}', log_level='ERROR'))
-        Runner.from_cfg(cfg).test()
-    return config, root / 'work' / 'quantized.pth'
+    config = write_config(name, root, root / 'work', PLACED)
+    # Pixels, or what is left of them behind the normalization.
+    images = torch.randn(2, 3, SIZE, SIZE) * (1 if name == 'retinanet' else 64)
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
+        model = MODELS.build(Config.fromfile(config).model).eval()
+        spread(model, images, FINAL_LAYERS[name])
+        model.observe_weights()
+        model.set_quant_state(act_observer=True)
+        model(images, mode='tensor')
+        model.compute_act_qparams()
+        model.mark_calibrated()
+    torch.save(dict(state_dict=model.state_dict()), root / 'quantized.pth')
+    return config, root / 'quantized.pth'
+
+
+def spread(model: torch.nn.Module, images: torch.Tensor, finals: dict[str, float]) -> None:
+    """Draw weights that keep activations alive, and scale those of the final layers to results of some deviation."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+    for (path, deviation), results in zip(finals.items(), model(images, mode='tensor')):
+        found = getattr(model.bbox_head, path)
+        for layer, result in zip(found if isinstance(found, torch.nn.ModuleList) else [found], results):
+            layer.weight *= deviation / result.std()
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'yolox'])
-def test_tool_deploys_a_detector(name, images, run_tool, capsys):
-    config, checkpoint = quantize(name, images)
-    deploy = images / 'deploy.py'
-    deploy.write_text(SIZED.format(base=DEPLOY / 'detection_onnxruntime_static-640x640.py'))
+def test_tool_deploys_a_detector(name, tmp_path, run_tool, capsys):
+    write_boxes(tmp_path)
+    config, checkpoint = quantize(name, tmp_path)
+    deploy = tmp_path / 'deploy.py'
+    deploy.write_text(SIZED.format(base=DEPLOY / 'detection_onnxruntime_static-640x640.py', size=SIZE))
+    out = tmp_path / 'out'
     capsys.readouterr()
-    out = images / 'out'
-    message = run_tool('deploy', deploy, config, checkpoint, images / 'images' / '0.png', '--work-dir', out)
-    assert message is None
+    message = run_tool('deploy', deploy, config, checkpoint, tmp_path / 'images' / '0.png', '--work-dir', out)
     printed = capsys.readouterr().out
-    print(printed)
-    assert 0
+    assert message is None
+
+    model = onnx.load(str(out / 'end2end.onnx'))
+    onnx.checker.check_model(model, full_check=True)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert {node.domain for node in model.graph.node} == {''}
+    assert kinds['NonMaxSuppression'] == 1 and kinds['QuantizeLinear'] > 20
+    assert [output.name for output in model.graph.output] == ['dets', 'labels']
+    stored = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert sum(tensor.name.endswith('weight.0.integers') for tensor in stored) > 20
+    assert 'QLinearConv' in printed and (out / 'output_onnxruntime.jpg').is_file()
+
+    numbers = re.search(
+        r'(\d+) boxes of .*, (\d+) of .*, (\d+) matched.* scores (\S+), smallest overlap (\S+)', printed
+    )
+    expected, found, matched = map(int, numbers.groups()[:3])
+    assert 5 < expected < 100 and found == expected and matched == expected, printed
+    assert float(numbers[4]) <= 0.02 and float(numbers[5]) > 0.9, printed
+
+
+def test_what_does_not_fit_is_refused():
+    from mmdeploy.apis import build_task_processor
+
+    deploy = Config.fromfile(DEPLOY / 'detection_onnxruntime_dynamic.py')
+    model = Config(dict(model=dict(type='mmrazor.GeneralQuant', architecture=dict(type='RetinaNet')), visualizer=None))
+    for change, message in (
+        (dict(onnx_config=dict(opset_version=11)), 'onnx_config.opset_version: got 11, allowed .*: 13 to 17'),
+        (dict(backend_config=dict(type='ncnn')), "backend_config.type: got 'ncnn', allowed .*: 'onnxruntime'"),
+        (dict(onnx_config=dict(type='torchscript')), "ir_config.type: got 'torchscript', allowed .*: 'onnx'"),
+        (dict(codebase_config=dict(type='mmrazor')), "codebase_config.type: got 'mmrazor', allowed: the codebase"),
+    ):
+        changed = Config(deploy.to_dict())
+        changed.merge_from_dict(change)
+        with pytest.raises(ValueError, match=message):
+            build_task_processor(model, changed, 'cpu')
+    model.model.type = 'mmrazor.Other'
+    with pytest.raises(ValueError, match="model.type: got 'mmrazor.Other', allowed: mmrazor.GeneralQuant"):
+        build_task_processor(model, deploy, 'cpu')
+
+
+def test_tool_names_what_is_missing(expect_error, tmp_path):
+    deploy = DEPLOY / 'detection_onnxruntime_dynamic.py'
+    message = expect_error('deploy', deploy, tmp_path / 'config.py', tmp_path / 'quantized.pth', tmp_path / '0.png')
+    assert message.startswith(f'error: model_cfg: there is no file {tmp_path / "config.py"}')

@@ -3,7 +3,6 @@
 _base_ = './yolox-nano_w8a8_coco94.py'
 
 stem = [
-    dict(name=name, a_qscheme='float')
-    for name in ('backbone.stem.conv.conv', 'backbone.stage1.0.depthwise_conv.conv')
+    dict(name=name, a_qscheme='float') for name in ('backbone.stem.conv.conv', 'backbone.stage1.0.depthwise_conv.conv')
 ]
 model = dict(quantizer=dict(backend='onnxruntime', qconfig=dict(w_qscheme=dict(is_symmetry=True), overrides=stem)))
