@@ -152,9 +152,9 @@ class _CodebaseOfMMDeploy(MetaPathFinder, Loader):
 def show_codebase_to_mmdeploy() -> None:
     """Let mmdeploy find its codebase ``mmrazor``, which it takes all models ``mmrazor.*`` for, in this package.
 
-    mmdeploy wants a package ``mmrazor`` to be installed, and imports ``mmdeploy.codebase.mmrazor.deploy``, which it does
-    not have. A finder, Python's own way to extend imports, is asked last, and only when mmdeploy asks anything of this
-    package is imported: :mod:`mmrazor_quant.backends.mmdeploy`.
+    mmdeploy wants a package ``mmrazor`` to be installed, and imports ``mmdeploy.codebase.mmrazor.deploy``, which it
+    does not have. A finder, Python's own way to extend imports, is asked last; the package behind it,
+    :mod:`mmrazor_quant.backends.mmdeploy`, is imported when mmdeploy asks for it, and not before.
     """
     if not any(isinstance(finder, _CodebaseOfMMDeploy) for finder in sys.meta_path):
         sys.meta_path.append(_CodebaseOfMMDeploy())

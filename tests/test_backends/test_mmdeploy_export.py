@@ -20,8 +20,9 @@ pytest.importorskip('mmdeploy', reason='mmdeploy is not installed; docs/deployme
 DEPLOY = Path(__file__).resolve().parents[2] / 'configs' / 'deploy'
 PLACED = """
 _base_ = ['./quantized.py']
-model = dict(architecture=dict(test_cfg=dict(score_thr=0.9)), quantizer=dict(backend='onnxruntime'))
+model = dict(architecture=dict(test_cfg=dict(score_thr={score_thr})), quantizer=dict(backend='onnxruntime'))
 """
+SCORE_THR = dict(retinanet=0.9, yolox=0.5)
 SIZED = "_base_ = ['{base}']\nonnx_config = dict(input_shape=({size}, {size}))\n"
 FINAL_LAYERS = {
     'retinanet': dict(retina_cls=2.0, retina_reg=0.3),
@@ -32,7 +33,7 @@ FINAL_LAYERS = {
 def quantize(name: str, root: Path) -> tuple[Path, Path]:
     """Quantize a small detector that finds something; returns its config and checkpoint."""
     register_codebase('mmdet')
-    config = write_config(name, root, root / 'work', PLACED)
+    config = write_config(name, root, root / 'work', PLACED.replace('{score_thr}', str(SCORE_THR[name])))
     # Pixels, or what is left of them behind the normalization.
     images = torch.randn(2, 3, SIZE, SIZE) * (1 if name == 'retinanet' else 64)
     with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
@@ -80,12 +81,15 @@ def test_tool_deploys_a_detector(name, tmp_path, run_tool, capsys):
     assert sum(tensor.name.endswith('weight.0.integers') for tensor in stored) > 20
     assert 'QLinearConv' in printed and (out / 'output_onnxruntime.jpg').is_file()
 
-    numbers = re.search(
-        r'(\d+) boxes of .*, (\d+) of .*, (\d+) matched.* scores (\S+), smallest overlap (\S+)', printed
+    expected, found, matched = (
+        int(n) for n in re.search(r'(\d+) boxes .* (\d+) of .* (\d+) matched', printed).groups()
     )
-    expected, found, matched = map(int, numbers.groups()[:3])
-    assert 5 < expected < 100 and found == expected and matched == expected, printed
-    assert float(numbers[4]) <= 0.02 and float(numbers[5]) > 0.9, printed
+    difference, overlap = re.search(r'scores ([\d.]+), smallest overlap ([\d.]+)', printed).groups()
+    assert matched > 5 and max(expected, found) < 100, printed
+    assert float(difference) <= 0.02 and float(overlap) > 0.9, printed
+    # A box at the threshold may be on one side of it only.
+    others = re.search(r'of scores up to ([\d.]+);', printed)
+    assert others is None or float(others[1]) <= SCORE_THR[name] + 0.02, printed
 
 
 def test_what_does_not_fit_is_refused():
