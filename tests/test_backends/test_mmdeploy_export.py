@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_detectors import SIZE, write_boxes, write_config
 
+from mmrazor_quant.algorithms import GeneralQuant
 from mmrazor_quant.engine.launch import register_codebase
 
 pytest.importorskip('mmdeploy', reason='mmdeploy is not installed; docs/deployment.md tells how')
@@ -39,13 +43,19 @@ def quantize(name: str, root: Path) -> tuple[Path, Path]:
     with DefaultScope.overwrite_default_scope('mmdet'), torch.no_grad():
         model = MODELS.build(Config.fromfile(config).model).eval()
         spread(model, images, FINAL_LAYERS[name])
-        model.observe_weights()
-        model.set_quant_state(act_observer=True)
-        model(images, mode='tensor')
-        model.compute_act_qparams()
-        model.mark_calibrated()
+        calibrate(model, lambda: model(images, mode='tensor'))
     torch.save(dict(state_dict=model.state_dict()), root / 'quantized.pth')
     return config, root / 'quantized.pth'
+
+
+def calibrate(model: GeneralQuant, run: Callable[[], object]) -> None:
+    """Calibrate a model on what ``run`` runs it on, and switch its quantizers on."""
+    model.observe_weights()
+    model.set_quant_state(act_observer=True)
+    run()
+    model.compute_act_qparams()
+    model.set_quant_state(False, True, False, True)
+    model.mark_calibrated()
 
 
 def spread(model: torch.nn.Module, images: torch.Tensor, finals: dict[str, float]) -> None:
@@ -90,6 +100,31 @@ def test_tool_deploys_a_detector(name, tmp_path, run_tool, capsys):
     # A box at the threshold may be on one side of it only.
     others = re.search(r'of scores up to ([\d.]+);', printed)
     assert others is None or float(others[1]) <= SCORE_THR[name] + 0.02, printed
+
+
+def test_networks_of_few_bits_are_exported_as_they_compute():
+    from mmrazor_quant.backends.mmdeploy.pairs import explicit_network
+
+    images = torch.randn(2, 3, 16, 16)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, groups=8),
+        torch.nn.Flatten(), torch.nn.Linear(8 * 12 * 12, 5),
+    )  # fmt: skip
+    schemes = dict(w_qscheme=dict(bit=4, is_per_channel=False), a_qscheme=dict(bit=4, is_symmetry=True))
+    quantizer = dict(type='mmrazor.CustomQuantizer', backend='onnxruntime', qconfig=schemes)
+    model = GeneralQuant(network, quantizer, input_shape=(3, 16, 16)).eval()
+    with torch.no_grad():
+        calibrate(model, lambda: model(images))
+        expected = model(images)
+        explicit = explicit_network(model)
+        torch.testing.assert_close(explicit(images), expected)
+        file = io.BytesIO()
+        torch.onnx.export(explicit, (images,), file, dynamo=False, opset_version=17, autograd_inlining=False)
+    kinds = Counter(node.op_type for node in onnx.load_model_from_string(file.getvalue()).graph.node)
+    assert kinds['Clip'] == kinds['QuantizeLinear'] > 2
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_does_not_fit_is_refused():

@@ -20,7 +20,7 @@ def export_by_tracing(*args: Any, **kwargs: Any) -> Any:
         **kwargs: the same by name.
     """
     ctx = FUNCTION_REWRITER.get_context()
-    kwargs = dict(dynamo=False, autograd_inlining=False, **kwargs)
+    kwargs = {**dict(dynamo=False, autograd_inlining=False), **kwargs}
     with warnings.catch_warnings():
         # Python numbers become constants of the file, where mmdeploy does not keep them dynamic.
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
