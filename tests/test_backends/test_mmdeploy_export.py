@@ -26,7 +26,7 @@ PLACED = """
 _base_ = ['./quantized.py']
 model = dict(architecture=dict(test_cfg=dict(score_thr={score_thr})), quantizer=dict(backend='onnxruntime'))
 """
-SCORE_THR = dict(retinanet=0.9, yolox=0.5)
+SCORE_THR = dict(retinanet=0.9, yolox=0.2)
 SIZED = "_base_ = ['{base}']\nonnx_config = dict(input_shape=({size}, {size}))\n"
 FINAL_LAYERS = {
     'retinanet': dict(retina_cls=2.0, retina_reg=0.3),
@@ -95,11 +95,10 @@ def test_tool_deploys_a_detector(name, tmp_path, run_tool, capsys):
         int(n) for n in re.search(r'(\d+) boxes .* (\d+) of .* (\d+) matched', printed).groups()
     )
     difference, overlap = re.search(r'scores ([\d.]+), smallest overlap ([\d.]+)', printed).groups()
-    assert matched > 5 and max(expected, found) < 100, printed
+    assert expected > 5 and max(expected, found) < 100, printed
+    # A box at the threshold may be on one side of it only. Of YOLOX, mmdeploy keeps more than the best class of a box.
+    assert matched >= 0.9 * expected, printed
     assert float(difference) <= 0.02 and float(overlap) > 0.9, printed
-    # A box at the threshold may be on one side of it only.
-    others = re.search(r'of scores up to ([\d.]+);', printed)
-    assert others is None or float(others[1]) <= SCORE_THR[name] + 0.02, printed
 
 
 def test_networks_of_few_bits_are_exported_as_they_compute():
