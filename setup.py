@@ -28,6 +28,9 @@ EXTRAS = {
     # mmcls 1.0.0rc6 refuses mmcv 2.1 and later.
     'detection': ['mmdet>=3.3,<3.4', 'mmcv>=2.0.1,<2.1', 'pycocotools>=2.0.6'],
     'deployment': ['onnx>=1.16', 'onnxruntime>=1.18', 'openvino>=2024.0', 'ncnn>=1.0.20240820', 'pnnx>=20240819'],
+    # mmdeploy itself asks for protobuf<=3.20.2, which onnx does not go with, and works with newer ones: it is installed
+    # by `pip install --no-deps mmdeploy==1.3.1`; these are the other packages that it imports.
+    'mmdeploy': ['aenum>=3.1', 'dill>=0.3', 'multiprocess>=0.70', 'prettytable>=3.0', 'terminaltables>=3.1'],
     'quickstart': ['scikit-learn>=1.3'],
     'dev': ['ruff', 'pytest>=8', 'hypothesis>=6.100'],
 }

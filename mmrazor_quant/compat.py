@@ -1,4 +1,4 @@
-"""The one place for what depends on the versions of torch, mmengine and numpy underneath.
+"""The one place for what depends on the versions of torch, mmengine, mmdeploy and numpy underneath.
 
 * :data:`FakeQuantizeBase`, :data:`UniformQuantizationObserverBase`: torch moves these from ``torch.ao.quantization``
   to torchao; the rest of the package imports them from here.
@@ -7,17 +7,23 @@
 * :func:`intercepted_autograd_functions`, :func:`intercepted_fallbacks`: show custom operations and what stands in for
   them to the tracer, for as long as a trace takes.
 * :func:`alias_registry_module`: lets mmengine find the registries of the scope ``mmrazor`` in this package.
+* :func:`show_codebase_to_mmdeploy`: lets mmdeploy find its codebase ``mmrazor`` in this package.
 
-The first and last of the functions run when :mod:`mmrazor_quant` is imported.
+The first and the last two of the functions run when :mod:`mmrazor_quant` is imported.
 """
 
+from __future__ import annotations
+
 import functools
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pickle import UnpicklingError
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,6 +45,7 @@ __all__ = [
     'allow_mmengine_checkpoints',
     'intercepted_autograd_functions',
     'intercepted_fallbacks',
+    'show_codebase_to_mmdeploy',
 ]
 
 _HISTORY_BUFFER_STATISTICS = {
@@ -125,6 +132,34 @@ def alias_registry_module() -> None:
         sys.modules.setdefault('mmrazor.registry', registry)
 
 
+class _CodebaseOfMMDeploy(MetaPathFinder, Loader):
+    """Finds what mmdeploy imports for a codebase ``mmrazor``; importing it imports what registers the codebase."""
+
+    names = ('mmdeploy.codebase.mmrazor', 'mmdeploy.codebase.mmrazor.deploy')
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        # mmdeploy also checks that there is a package of that name, which nobody else should be told.
+        is_asked_by_mmdeploy = fullname == 'mmrazor' and 'mmdeploy' in sys.modules
+        return ModuleSpec(fullname, self, is_package=True) if fullname in self.names or is_asked_by_mmdeploy else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        importlib.import_module('mmrazor_quant.backends.mmdeploy')
+
+
+def show_codebase_to_mmdeploy() -> None:
+    """Let mmdeploy find its codebase ``mmrazor``, which it takes all models ``mmrazor.*`` for, in this package.
+
+    mmdeploy wants a package ``mmrazor`` to be installed, and imports ``mmdeploy.codebase.mmrazor.deploy``, which it
+    does not have. A finder, Python's own way to extend imports, is asked last; the package behind it,
+    :mod:`mmrazor_quant.backends.mmdeploy`, is imported when mmdeploy asks for it, and not before.
+    """
+    if not any(isinstance(finder, _CodebaseOfMMDeploy) for finder in sys.meta_path):
+        sys.meta_path.append(_CodebaseOfMMDeploy())
+
+
 @contextmanager
 def intercepted_autograd_functions(handler: Callable[..., Any]) -> Iterator[None]:
     """Sends every call of a custom ``torch.autograd.Function`` to a handler while the block runs.
@@ -198,3 +233,4 @@ def intercepted_fallbacks(handler: Callable[..., Any]) -> Iterator[None]:
 
 allow_mmengine_checkpoints()
 alias_registry_module()
+show_codebase_to_mmdeploy()

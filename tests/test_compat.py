@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
 from collections import OrderedDict
 
@@ -16,7 +18,13 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
 import mmrazor_quant  # noqa: F401
-from mmrazor_quant.compat import FakeQuantizeBase, UniformQuantizationObserverBase, _history_buffer_getattr
+from mmrazor_quant.compat import (
+    FakeQuantizeBase,
+    UniformQuantizationObserverBase,
+    _CodebaseOfMMDeploy,
+    _history_buffer_getattr,
+    show_codebase_to_mmdeploy,
+)
 
 HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
@@ -137,3 +145,14 @@ def test_object_arrays_are_refused():
     """They carry pickled objects of their own."""
     with pytest.raises(pickle.UnpicklingError):
         save_and_load({'array': np.array([OrderedDict(), builtins.print], dtype=object)})
+
+
+def test_a_package_mmrazor_is_there_for_mmdeploy_only(monkeypatch):
+    show_codebase_to_mmdeploy()
+    (finder,) = (finder for finder in sys.meta_path if isinstance(finder, _CodebaseOfMMDeploy))
+    assert finder.find_spec('mmdeploy.codebase.mmrazor.deploy').loader is finder
+    assert finder.find_spec('mmdeploy.codebase.mmdet') is None
+    monkeypatch.delitem(sys.modules, 'mmdeploy', raising=False)
+    assert finder.find_spec('mmrazor') is None
+    monkeypatch.setitem(sys.modules, 'mmdeploy', types.ModuleType('mmdeploy'))
+    assert finder.find_spec('mmrazor') is not None

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import Tensor
 
-from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module, check_backend
-from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
+from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module
+from mmrazor_quant.backends.loading import load_quantized
+from mmrazor_quant.engine.checkpoint import check_checkpoint
 from mmrazor_quant.engine.launch import add_common_arguments, load_config, run_tool
 from mmrazor_quant.engine.quant_model import QuantModel
-from mmrazor_quant.registry import MODELS
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,32 +45,6 @@ def parse_args() -> argparse.Namespace:
     if args.input_shape is not None and min(args.input_shape) < 1:
         parser.error(f'--input-shape takes numbers from 1 up, got {args.input_shape}')
     return args
-
-
-def build_model(cfg: Config, checkpoint: str, backend: str) -> QuantModel:
-    """Build the model of a config and load its quantized checkpoint.
-
-    Args:
-        cfg: Config.
-        checkpoint: Path of the checkpoint.
-        backend: Name of the backend.
-
-    Returns:
-        The model, in eval mode.
-
-    Raises:
-        ValueError: If there is something that cannot be exported.
-    """
-    model = MODELS.build(cfg.model)
-    if not isinstance(model, QuantModel):
-        raise ValueError(f'model.type: got {cfg.model.type!r}, allowed: mmrazor.GeneralQuant')
-    check_backend(model, backend)
-    check_checkpoint_matches(load_checkpoint(model, checkpoint, map_location='cpu'), model)
-    if not model.is_calibrated:
-        raise ValueError(
-            f'checkpoint: {checkpoint} is not quantized; tools/test.py and tools/train.py write such files'
-        )
-    return model.eval()
 
 
 def example_images(cfg: Config, model: QuantModel, shape: list[int] | None) -> Tensor:
@@ -119,7 +93,7 @@ def main() -> None:
 
     cfg = load_config(args)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        model = build_model(cfg, args.checkpoint, args.backend)
+        model = load_quantized(cfg.model, args.checkpoint, args.backend)
         images = example_images(cfg, model, args.input_shape)
         dynamic = ([0] if args.dynamic_batch else []) + ([2, 3] if args.dynamic_size else [])
         print(describe(export(model, images, args.backend, args.out, dynamic, args.checkpoint)))

@@ -63,12 +63,13 @@ def read_report(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def check_backend(model: nn.Module, backend: str) -> None:
+def check_backend(model: nn.Module, backend: str, field: str = '--backend') -> None:
     """Refuses a model whose quantizers are not where the backend wants them.
 
     Args:
         model: the quantized model.
         backend: name of the backend.
+        field: argument or config field that names the backend, for the message.
 
     Raises:
         ValueError: if it was built for another one.
@@ -77,7 +78,7 @@ def check_backend(model: nn.Module, backend: str) -> None:
     found = None if rules is None else rules.name
     if found != backend:
         raise ValueError(
-            f'model.quantizer.backend: got {found!r}, allowed with --backend {backend}: {backend!r}; quantizers are '
+            f'model.quantizer.backend: got {found!r}, allowed with {field} {backend}: {backend!r}; quantizers are '
             'placed as the backend runs them, so calibrate or train the model with it'
         )
 

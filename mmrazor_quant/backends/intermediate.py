@@ -127,6 +127,30 @@ def export_intermediate(
         ValueError: a fake quantizer that has no grid of whole numbers.
         RuntimeError: the model is not calibrated.
     """
+    network, weights, activations = bake_with_grids(model)
+    for path, grid in activations.items():
+        parent, _, name = path.rpartition('.')
+        network.get_submodule(parent)._modules[name] = FakeQuantNode(grid)
+    module, images = _Tensors(network, forward).eval(), images.cpu()
+    proto = _export(module, images, dynamic)
+    named = {_initializer_name(network, weight): grid for weight, grid in weights.items()}
+    return Intermediate(proto, named, activations, module, images, tuple(dynamic))
+
+
+def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], dict[str, QuantGrid]]:
+    """Bakes a calibrated or trained model and returns what its quantizers quantize to.
+
+    Args:
+        model: a :class:`mmrazor_quant.algorithms.GeneralQuant`; left as it is.
+
+    Returns:
+        A copy of its architecture, on the CPU, with baked weights; the grids of the weights, by path of the parameter;
+        those of the activation quantizers, by path.
+
+    Raises:
+        ValueError: a fake quantizer that has no grid of whole numbers.
+        RuntimeError: the model is not calibrated.
+    """
     model = copy.deepcopy(model).cpu().eval()
     model.set_quant_state(False, True, False, True)
     _settle_weights(model)
@@ -136,14 +160,7 @@ def export_intermediate(
     weights = {site.weight: grids[site.quantizer] for site in model.inserted.weights}
     activations = {path: grids[path] for path, _ in model.act_quantizers()}
     _check_activations(activations)
-    network = model.bake()
-    for path, grid in activations.items():
-        parent, _, name = path.rpartition('.')
-        network.get_submodule(parent)._modules[name] = FakeQuantNode(grid)
-    module, images = _Tensors(network, forward).eval(), images.cpu()
-    proto = _export(module, images, dynamic)
-    named = {_initializer_name(network, weight): grid for weight, grid in weights.items()}
-    return Intermediate(proto, named, activations, module, images, tuple(dynamic))
+    return model.bake(), weights, activations
 
 
 def without_quantizers(network: Intermediate) -> Intermediate:

@@ -14,6 +14,12 @@ from .intermediate import DOMAIN, FAKE_QUANT, Intermediate
 
 UINT8 = (0, 255)
 
+NOT_NEGATIVE = ('Relu', 'Sigmoid', 'Softmax')
+"""Operations without negative results."""
+
+KEEP_SIGNS = ('MaxPool', 'GlobalAveragePool', 'AveragePool', 'Flatten', 'Reshape', 'Identity')
+"""Operations whose results are not negative where their inputs are not."""
+
 
 def to_qdq(network: Intermediate, writer: type[Writer] | None = None) -> onnx.ModelProto:
     """Writes a network with standard operations only.
@@ -157,9 +163,9 @@ def _is_not_negative(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
     """Tells whether a tensor comes from an operation without negative results, through others that keep signs."""
     while tensor in producers:
         node = producers[tensor]
-        if node.op_type in ('Relu', 'Sigmoid', 'Softmax'):
+        if node.op_type in NOT_NEGATIVE:
             return True
-        if node.op_type not in ('MaxPool', 'GlobalAveragePool', 'AveragePool', 'Flatten', 'Reshape', 'Identity'):
+        if node.op_type not in KEEP_SIGNS:
             return False
         tensor = node.input[0]
     return False
