@@ -83,10 +83,12 @@ class FakeQuantNode(nn.Module):
         self.register_buffer('scale', torch.from_numpy(grid.scale.copy()))
         self.register_buffer('zero_point', torch.from_numpy(grid.zero_point.copy()))
         self.grid = grid
+        self.has_run = False
         self.numbers = grid.ch_axis, grid.quant_min, grid.quant_max
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize."""
+        self.has_run = True
         return _Emit.apply(x, self.scale, self.zero_point, *self.numbers)
 
 
@@ -215,6 +217,7 @@ def _initializer_name(network: nn.Module, weight: str) -> str:
 @torch.no_grad()
 def _export(network: nn.Module, images: Tensor, dynamic: Sequence[int]) -> onnx.ModelProto:
     outputs = [f'output_{i}' for i in range(len(network(images)))]
+    expected = _take_run(network)
     axes = {'input': {d: f'dim_{d}' for d in dynamic}} if dynamic else {}
     axes.update({name: {d: f'{name}_{d}' for d in dynamic} for name in outputs} if dynamic else {})
     file = io.BytesIO()
@@ -228,4 +231,15 @@ def _export(network: nn.Module, images: Tensor, dynamic: Sequence[int]) -> onnx.
             dynamic_axes=axes, do_constant_folding=False, keep_initializers_as_inputs=False,
             custom_opsets={DOMAIN: 1}, autograd_inlining=False,
         )  # fmt: skip
+    lost = sorted(expected - _take_run(network))
+    if lost:
+        raise ValueError(f'export: quantizers that run in PyTorch did not while the file was made: {", ".join(lost)}')
     return onnx.load_model_from_string(file.getvalue())
+
+
+def _take_run(network: nn.Module) -> set[str]:
+    """Returns the paths of the quantizers that have run since this was asked before."""
+    found = {path: m for path, m in network.named_modules() if isinstance(m, FakeQuantNode) and m.has_run}
+    for quantizer in found.values():
+        quantizer.has_run = False
+    return set(found)

@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from .errors import CaptureError
-from .nodes import has_guards
+from .nodes import has_guards, without_guards
 from .untraced import UntracedCall
 
 _ISLAND = '_captured_island'
@@ -81,14 +81,24 @@ class Capture:
     lower: Lower | None = None
     function: Callable | None = None
     guarded: bool = False
+    _bare: Callable | None = None
 
     def __post_init__(self) -> None:
         self.compile()
 
     def compile(self) -> None:
         """Generates the function that runs the graph."""
-        self.function = compile_graph(self.graph if self.lower is None else self.lower(self.graph))
-        self.guarded = has_guards(self.graph)
+        self.function = compile_graph(self._lowered())
+        self.guarded, self._bare = has_guards(self.graph), None
+
+    def _lowered(self) -> fx.Graph:
+        return self.graph if self.lower is None else self.lower(self.graph)
+
+    def bare_function(self) -> Callable:
+        """Returns a function that runs the graph without looking at sizes again."""
+        if self._bare is None:
+            self._bare = compile_graph(without_guards(self._lowered())) if self.guarded else self.function
+        return self._bare
 
     def holds_for(self, module: nn.Module, inputs: list[Any]) -> bool:
         """Tells whether the graph holds for the sizes of the inputs, by running it without data if need be."""
@@ -195,7 +205,9 @@ class Island:
             capture = self._capture(module, args, kwargs, signature, variant)
         if capture is None:
             return type(module).forward(module, *args, **kwargs)
-        return capture.function(module, *inputs)
+        # While TorchScript traces, as for ONNX, sizes are tensors, which guards cannot compare.
+        function = capture.bare_function() if torch.jit.is_tracing() else capture.function
+        return function(module, *inputs)
 
     def _capture(
         self, module: nn.Module, args: tuple, kwargs: dict[str, Any], signature: Signature, variant: Variant | None
@@ -250,7 +262,8 @@ def islands_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def sizes_of(inputs: list[Any]) -> tuple:
     """Returns what of the inputs a guard can depend on: shapes, and numbers as they are."""
-    return tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in inputs)
+    # While TorchScript traces, as for ONNX, sizes are tensors, of which no two are equal.
+    return tuple(tuple(map(int, value.shape)) if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 class _Probe(nn.Module):

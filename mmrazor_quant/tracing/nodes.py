@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx, nn
@@ -24,6 +25,21 @@ def check_size(value: Any, expected: Any) -> None:
 def has_guards(graph: fx.Graph) -> bool:
     """Tells whether a graph holds for some input sizes only."""
     return any(node.op == 'call_function' and node.target is check_size for node in graph.nodes)
+
+
+def without_guards(graph: fx.Graph) -> fx.Graph:
+    """Returns a copy of a graph without guards and the comparisons made for them."""
+    bare = fx.Graph()
+    output = bare.graph_copy(graph, {})
+    bare.output(output)
+    for node in reversed(list(bare.nodes)):
+        is_guard = node.op == 'call_function' and node.target is check_size
+        if is_guard or (not node.users and node.op == 'call_function' and node.target in _COMPARISONS):
+            bare.erase_node(node)
+    return bare
+
+
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 
 
 def node_name(node: Node) -> str:

@@ -12,7 +12,7 @@ from small_models import Net, calibrate, images, qconfig, quantized, trained
 from torch import nn
 
 from mmrazor_quant.backends.grid import QuantGrid
-from mmrazor_quant.backends.intermediate import export_intermediate
+from mmrazor_quant.backends.intermediate import FakeQuantNode, export_intermediate
 from mmrazor_quant.backends.onnxruntime import exporter
 from mmrazor_quant.backends.onnxruntime.runtime import Session as OnnxSession
 from mmrazor_quant.backends.onnxruntime.runtime import layers as onnx_layers
@@ -173,6 +173,43 @@ def test_any_size(tmp_path):
     x = images(3, (3, 20, 24))
     (found,) = run(session, x)
     assert (found - model(x)).abs().mean() < 0.05 * model(x).abs().mean()
+
+
+def branching(m, x):
+    """Asks for sizes on the way, as transformers do."""
+    if x.shape[2] != 16 or x.shape[-1] == 0:
+        return m.linear(x.mean((2, 3)))
+    return m.linear(m.act(m.conv(x)).mean((2, 3)))
+
+
+def branching_model():
+    layers = {'conv': nn.Conv2d(3, 16, 3), 'linear': nn.Linear(16, 10), 'act': nn.ReLU()}
+    model = quantized(trained(Net(branching, **layers)), CONFIGS['asymmetric'], SHAPE, backend='onnxruntime')
+    return calibrate(model, images(16, SHAPE))
+
+
+@torch.no_grad()
+def test_quantizers_of_a_forward_that_asks_for_sizes_are_in_the_file(tmp_path):
+    model = branching_model()
+    network = exported(model)
+
+    names = [node.op_type for node in network.onnx.graph.node]
+    assert names.count('FakeQuant') == len(network.activations) == 3
+    (found,) = run(OnnxSession(exporter.write(network, tmp_path)), images(4, SHAPE))
+    torch.testing.assert_close(found, model(images(4, SHAPE)), atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_quantizers_that_get_lost_are_named(monkeypatch):
+    model = branching_model()
+    forward = FakeQuantNode.forward
+
+    def only_eager(node, x):
+        return x if torch.jit.is_tracing() and node.grid.scale.size == 1 else forward(node, x)
+
+    monkeypatch.setattr(FakeQuantNode, 'forward', only_eager)
+    with pytest.raises(ValueError, match='quantizers that run in PyTorch did not.*network.conv'):
+        exported(model)
 
 
 def grid(low: int, high: int, zero_point: int) -> QuantGrid:
