@@ -20,6 +20,10 @@ def _no_head(model: nn.Module) -> None:
     return None
 
 
+def _no_classes(outputs: list[Any]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Codebase:
     """One library.
@@ -34,6 +38,7 @@ class Codebase:
         settings: ``settings(model)``: context in which every part of the model takes part in ``predict``.
         head: ``head(model)``: the part behind ``extract_feat`` whose forward gives all raw results; None: there is no
             such thing.
+        classes: ``classes(outputs)``: the class of each image, of what ``predict`` gave; None: images have no class.
     """
 
     owns: Callable[[nn.Module], bool]
@@ -42,6 +47,7 @@ class Codebase:
     modes: tuple[tuple[str, bool], ...] = (('tensor', False), ('predict', False), ('loss', True))
     settings: Callable[[nn.Module], AbstractContextManager] = contextlib.nullcontext
     head: Callable[[nn.Module], nn.Module | None] = _no_head
+    classes: Callable[[list[Any]], list[Any] | None] = _no_classes
 
 
 UNKNOWN = Codebase(owns=lambda model: True, samples=lambda model, shape: None)

@@ -45,4 +45,14 @@ def head(model: nn.Module) -> nn.Module | None:
     return model.head if isinstance(model, BaseClassifier) and model.with_head else None
 
 
-CODEBASE = Codebase(owns, samples, head=head)
+def classes(outputs: list[Any]) -> list[Any] | None:
+    """Returns the classes that a classifier found; None for retrievers.
+
+    Args:
+        outputs: predictions.
+    """
+    labels = [sample.get('pred_label') for sample in outputs]
+    return None if any(label is None for label in labels) else [label.label.tolist() for label in labels]
+
+
+CODEBASE = Codebase(owns, samples, head=head, classes=classes)

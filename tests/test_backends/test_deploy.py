@@ -40,6 +40,7 @@ def test_tools_export_and_evaluate_a_classifier(backend, run_tool, tmp_path, cap
     found = json.loads(metrics.read_text())
     assert found['accuracy/top1'] == pytest.approx(found['quantized/accuracy/top1'], abs=2.0)
     assert 'float/accuracy/top1' in found
+    assert 90 <= found['agreement'] <= 100
 
 
 def test_tools_say_what_is_wrong(expect_error, run_tool, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 
 from mmrazor_quant.backends.deploy import check_backend, deployed, open_session
+from mmrazor_quant.codebases import codebase_of
 from mmrazor_quant.engine.calibration import set_float, set_quantized
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.evaluation import evaluate
@@ -52,21 +53,24 @@ class DeployLoop(BaseLoop):
         """Evaluate.
 
         Returns:
-            Metrics of the deployed model, those of the others as ``float/<name>`` and ``quantized/<name>``.
+            Metrics of the deployed model, those of the others as ``float/<name>`` and ``quantized/<name>``; for
+            classifiers also ``agreement``, the percentage of images with the same class as fake-quantized.
 
         Raises:
             ValueError: If the model is not calibrated.
         """
         if not self.model.is_calibrated:
             raise ValueError('checkpoint: the model is not calibrated; give the quantized checkpoint of the export')
+        expected: list[Any] = []
+        classes: list[Any] = []
         set_float(self.model)
         found = {'float': self._evaluate(self.runner.model, 'Float evaluation')}
         set_quantized(self.model)
         with frozen_weights(self.model):
-            found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation')
+            found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation', expected)
         stand_in = getattr(self.session, 'stand_in', None)
         heading = f'{self.backend} (stand-in)' if stand_in else self.backend
-        found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {heading}')
+        found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {heading}', classes)
         self.runner.logger.info(
             f'Float, fake-quantized and deployed model on the same test data ({heading}):\n'
             + comparison_table(found['float'], found['quantized'], {heading: found[self.backend]})
@@ -74,10 +78,23 @@ class DeployLoop(BaseLoop):
         if stand_in:
             self.runner.logger.warning(f'Not run by {self.backend}: {stand_in}')
         others = {f'{kind}/{k}': v for kind in ('float', 'quantized') for k, v in found[kind].items()}
-        return {**found[self.backend], **others}
+        return {**found[self.backend], **others, **self._agreement(expected, classes)}
 
-    def _evaluate(self, model: Any, name: str) -> dict[str, float]:
-        return evaluate(model, self.dataloader, self.evaluator, name)
+    def _evaluate(self, model: Any, name: str, classes: list[Any] | None = None) -> dict[str, float]:
+        """Evaluates a model; the classes of the images, if they have any, are appended to a list."""
+
+        def watch(outputs: list[Any]) -> None:
+            if classes is not None:
+                classes.extend(codebase_of(self.model.architecture).classes(outputs) or [])
+
+        return evaluate(model, self.dataloader, self.evaluator, name, watch=watch)
+
+    def _agreement(self, expected: list[Any], found: list[Any]) -> dict[str, float]:
+        if not expected:
+            return {}
+        same = 100 * sum(a == b for a, b in zip(expected, found, strict=True)) / len(expected)
+        self.runner.logger.info(f'Same class as fake-quantized: {same:.2f} % of {len(expected)} images')
+        return {'agreement': same}
 
     def _deployed(self) -> Any:
         batch = next(iter(self.dataloader))
