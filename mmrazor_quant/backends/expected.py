@@ -18,10 +18,11 @@ def integer_layers(network: Intermediate, rules: Rules) -> list[str]:
         rules: the backend's table.
 
     Returns:
-        Names of the nodes with integer weights; without those whose results are the network's own, where the backend
-        needs quantized results.
+        Names of the nodes with integer weights and quantized inputs; without those whose results are the network's
+        own, where the backend needs quantized results.
     """
     graph = network.onnx.graph
+    producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -30,7 +31,10 @@ def integer_layers(network: Intermediate, rules: Rules) -> list[str]:
     # By name: equal weights of several layers are one initializer with identities behind it.
     layers = {node.name: node for name in network.weights for node in _layers_of(name, readers)}
     return [
-        name for name, node in layers.items() if not (rules.quantize_results and _is_result(node, readers, outputs))
+        name
+        for name, node in layers.items()
+        if _is_quantized(node.input[0], producers)
+        and not (rules.quantize_results and _is_result(node, readers, outputs))
     ]
 
 
@@ -43,6 +47,21 @@ def _layers_of(weight: str, readers: dict[str, list[onnx.NodeProto]]) -> list[on
         else:
             found.append(node)
     return found
+
+
+def _is_quantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Tells whether a tensor comes from a quantizer, through operations that move values only."""
+    while tensor in producers:
+        node = producers[tensor]
+        if node.domain == DOMAIN and node.op_type == FAKE_QUANT:
+            return True
+        if node.op_type not in _MOVES:
+            return False
+        tensor = node.input[0]
+    return False
+
+
+_MOVES = ('Identity', 'Reshape', 'Transpose', 'Flatten', 'Squeeze', 'Unsqueeze', 'MaxPool', 'Concat', 'Slice', 'Gather')
 
 
 def _is_result(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:

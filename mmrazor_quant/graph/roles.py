@@ -43,8 +43,13 @@ class Roles:
             return False
         if node.op == 'get_attr' or self.is_quantizer(node) or self._is_size(node):
             return True
-        inputs = node.all_input_nodes
-        return not self.is_operation(node) and all(n in self.free or n.op == 'placeholder' for n in inputs)
+        return not self.is_operation(node) and all(map(self._is_of_inputs, node.all_input_nodes))
+
+    def _is_of_inputs(self, node: Node) -> bool:
+        """Tells whether a value is an input or free, its quantizer aside: a quantizer is free whatever it reads."""
+        if self.is_quantizer(node):
+            return all(map(self._is_of_inputs, node.all_input_nodes))
+        return node in self.free or node.op == 'placeholder'
 
     def _is_size(self, node: Node) -> bool:
         if 'shape' in node.meta or node.op not in ('call_function', 'call_method'):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import Net, calibrate, images, quantized, trained
+from small_models import Net, calibrate, images, qconfig, quantized, trained
 from torch import nn
 
 from mmrazor_quant.graph.units import find_units
@@ -111,8 +111,8 @@ class Connected(nn.Module):
         return self.last(torch.cat([x, self.blocks(x)], 1))
 
 
-def prepared(model: nn.Module, shape: tuple[int, ...] = (3, 8, 8)):
-    model = calibrate(quantized(trained(model), input_shape=shape), images(shape=shape))
+def prepared(model: nn.Module, shape: tuple[int, ...] = (3, 8, 8), **quantizer):
+    model = calibrate(quantized(trained(model), input_shape=shape, **quantizer), images(shape=shape))
     path, module = next(iter(islands_of(model.architecture).items()))
     graph = Island.of(module).variants[0].captures[False][0].graph
     return model, module, graph
@@ -124,6 +124,7 @@ def unit_names(model: nn.Module, granularity: str, shape: tuple[int, ...] = (3, 
 
 
 @pytest.mark.parametrize('granularity', ['layer', 'block', 'stage', 'island'])
+@pytest.mark.parametrize('backend', ['academic', 'onnxruntime'])
 @pytest.mark.parametrize(
     'make',
     [
@@ -133,8 +134,8 @@ def unit_names(model: nn.Module, granularity: str, shape: tuple[int, ...] = (3, 
     ],
 )  # fmt: skip
 @torch.no_grad()
-def test_the_units_in_their_order_are_the_graph(make, granularity):
-    _, module, graph = prepared(make())
+def test_the_units_in_their_order_are_the_graph(make, backend, granularity):
+    _, module, graph = prepared(make(), config=qconfig(w=8, a=8), backend=backend)
     x = images(seed=3)
 
     units = find_units(graph, module, granularity)
@@ -154,6 +155,12 @@ def test_the_units_in_their_order_are_the_graph(make, granularity):
 
 def test_residual_blocks_of_a_backbone_with_several_outputs():
     assert unit_names(Backbone(), 'block') == ['stem', 'stages.0', 'stages.1', 'stages.2']
+
+
+def test_blocks_whose_additions_have_two_quantizers():
+    _, module, graph = prepared(Backbone(), config=qconfig(w=8, a=8), backend='onnxruntime')
+    units = find_units(graph, module, 'block')
+    assert [unit.name for unit in units] == ['stem', 'stages.0', 'stages.1', 'stages.2']
 
 
 def test_layers():
