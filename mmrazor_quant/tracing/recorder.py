@@ -84,7 +84,8 @@ def record(
     """
     recording = Recording({path: [] for path in candidates}, {path: [] for path in candidates})
     recorder = _Recorder(model, recording, layer_types)
-    with preserved(model), recorder.installed():
+    # What one part of a model leaves in a dictionary for another one has to be there when that is captured.
+    with preserved(model, contents=False), recorder.installed():
         for index, example in enumerate(examples):
             recorder.example = index
             with torch.no_grad():
