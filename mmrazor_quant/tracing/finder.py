@@ -17,7 +17,7 @@ from .errors import CaptureError, UnrecordedValueError
 from .island import Capture, Island, Signature, Variant, sizes_of
 from .nodes import EXTRAS
 from .recorder import Call, Example, Recording, record
-from .state import contents_preserved, preserved, seeded
+from .state import preserved, seeded
 from .tracer import LEAF_TYPES, CustomTracer
 
 LAYER_TYPES = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -61,12 +61,11 @@ def find_islands(model: nn.Module, examples: list[Example], tracer: CustomTracer
     frontier = [name for name, _ in model.named_children()]
     if type(model).forward is not nn.Module.forward and _is_plain_module(model):
         frontier = ['']
-    with contents_preserved(model):
-        while frontier:
-            recording = record(model, frontier, examples, LAYER_TYPES)
-            findings.called = findings.called or recording.layers
-            frontier = [f'{path}.{name}'.lstrip('.') for path in frontier
-                        for name in _look_into(findings, model, path, recording, tracer)]  # fmt: skip
+    while frontier:
+        recording = record(model, frontier, examples, LAYER_TYPES)
+        findings.called = findings.called or recording.layers
+        frontier = [f'{path}.{name}'.lstrip('.') for path in frontier
+                    for name in _look_into(findings, model, path, recording, tracer)]  # fmt: skip
     return findings
 
 

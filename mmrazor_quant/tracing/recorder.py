@@ -84,8 +84,7 @@ def record(
     """
     recording = Recording({path: [] for path in candidates}, {path: [] for path in candidates})
     recorder = _Recorder(model, recording, layer_types)
-    # What one part of a model leaves in a dictionary for another one has to be there when that is captured.
-    with preserved(model, contents=False), recorder.installed():
+    with preserved(model), recorder.installed():
         for index, example in enumerate(examples):
             recorder.example = index
             with torch.no_grad():

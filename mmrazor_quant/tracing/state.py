@@ -15,17 +15,16 @@ from torch import nn
 
 
 @contextmanager
-def preserved(model: nn.Module, contents: bool = True) -> Iterator[ModelState]:
+def preserved(model: nn.Module) -> Iterator[ModelState]:
     """Restores buffers, attributes of modules (training flags among them) and every random state afterwards.
 
     Args:
         model: module that is run inside the block.
-        contents: whether what is in the attributes' lists, dictionaries and the like is restored, too.
 
     Yields:
         The state that is restored.
     """
-    saved = ModelState(model, contents)
+    saved = ModelState(model)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -36,26 +35,11 @@ def preserved(model: nn.Module, contents: bool = True) -> Iterator[ModelState]:
         saved.restore()
 
 
-@contextmanager
-def contents_preserved(model: nn.Module) -> Iterator[None]:
-    """Restores, afterwards, what is in the lists, dictionaries and the like of a model's attributes.
-
-    Args:
-        model: module that is run inside the block.
-    """
-    saved = [contents for module in model.modules() for contents in _contents(vars(module))]
-    try:
-        yield
-    finally:
-        for contents in saved:
-            contents.restore()
-
-
 class ModelState:
-    """Buffers and attributes of a model's modules at one moment; see :func:`preserved`."""
+    """Buffers and attributes of a model's modules at one moment."""
 
-    def __init__(self, model: nn.Module, contents: bool = True) -> None:
-        self._modules = {path: _ModuleState(module, contents) for path, module in model.named_modules()}
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = {path: _ModuleState(module) for path, module in model.named_modules()}
 
     def restore(self) -> None:
         """Brings the model back to this state."""
@@ -73,11 +57,11 @@ class _ModuleState:
     Heads count in lists what they have seen, and weigh their losses by it.
     """
 
-    def __init__(self, module: nn.Module, contents: bool) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.buffers = {n: (b, None if b is None else b.detach().clone()) for n, b in module._buffers.items()}
         self.attributes = {n: v for n, v in vars(module).items() if n not in _CONTAINERS}
-        self.contents = _contents(self.attributes) if contents else []
+        self.contents = [_Contents(v) for n, v in self.attributes.items() if n not in _OF_EVERY_MODULE]
 
     def assigned(self) -> list[str]:
         now = {n: v for n, v in vars(self.module).items() if n not in _CONTAINERS}
@@ -95,10 +79,6 @@ class _ModuleState:
         attributes.update(self.attributes)
         for contents in self.contents:
             contents.restore()
-
-
-def _contents(attributes: dict[str, Any]) -> list[_Contents]:
-    return [_Contents(value) for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
 
 
 class _Contents:

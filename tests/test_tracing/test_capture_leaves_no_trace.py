@@ -149,23 +149,6 @@ def test_containers_that_a_forward_fills():
     assert model.seen == [] and model.by_name == {}
 
 
-def test_what_one_part_leaves_in_a_dictionary_for_another_is_there_for_its_capture():
-    shared = {}
-
-    def write(module, x):
-        shared['factor'] = 3
-        return module.conv(x) if x.sum() > -1e9 else x
-
-    def read(module, x):
-        return module.conv(x[:, :3]) * module.by_name['factor']
-
-    model = nn.Sequential(Net(write, by_name=shared), Net(read, by_name=shared)).eval()
-
-    findings = find_islands(model, [lambda: model(X)], CustomTracer())
-
-    assert '1' in findings.islands and shared == {}
-
-
 def test_no_patch_is_left_on_torch():
     apply = torch.autograd.Function.__dict__['apply']
     call, getattr_ = nn.Module.__call__, nn.Module.__getattr__
