@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from .onnxruntime.runtime import Session
@@ -26,6 +29,26 @@ class StandIn(Session):
         self.stand_in = (
             f'{reason}; what is measured is the same file in ONNX Runtime on CPU, without graph optimizations'
         )
+
+
+class SessionOrStandIn:
+    """A file, ready to run by its backend, or by the stand-in where that is not there.
+
+    Args:
+        run: makes what runs the file on the backend.
+        reason: why the backend does not run it; None: it does.
+        file: path of the ONNX file.
+        threads: threads of the stand-in.
+    """
+
+    def __init__(self, run: Callable[[Path], Any], reason: str | None, file: Path, threads: int) -> None:
+        self._network = run(file) if reason is None else StandIn(file, reason, threads)
+        self.shape = self._network.shape
+        self.stand_in = getattr(self._network, 'stand_in', None)
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Runs a batch that fits :attr:`shape`; returns the outputs."""
+        return self._network(images)
 
 
 def layers(file: Path) -> Layers:

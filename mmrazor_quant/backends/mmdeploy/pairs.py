@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from mmrazor_quant import ops
 from mmrazor_quant.backends.grid import QuantGrid
-from mmrazor_quant.backends.intermediate import bake_with_grids
+from mmrazor_quant.backends.intermediate import FakeQuantNode, bake_with_grids
 from mmrazor_quant.backends.qdq import KEEP_SIGNS, NOT_NEGATIVE, UINT8, as_uint8
 
 
@@ -65,18 +65,8 @@ class _Pair(torch.autograd.Function):
         return real
 
 
-class QuantizePair(nn.Module):
-    """Stands for an activation quantizer.
-
-    Args:
-        grid: what it quantizes to.
-    """
-
-    def __init__(self, grid: QuantGrid) -> None:
-        super().__init__()
-        self.register_buffer('scale', torch.from_numpy(grid.scale.copy()))
-        self.register_buffer('zero_point', torch.from_numpy(grid.zero_point.copy()))
-        self.grid = grid
+class QuantizePair(FakeQuantNode):
+    """Stands for an activation quantizer, and is written with standard operations."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize."""

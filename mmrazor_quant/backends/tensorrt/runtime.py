@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmrazor_quant.backends.session import Layers
-from mmrazor_quant.backends.stand_in import StandIn
+from mmrazor_quant.backends.stand_in import SessionOrStandIn
 from mmrazor_quant.backends.stand_in import layers as layers_of_file
 
 from .exporter import ENGINE
@@ -21,7 +21,7 @@ LARGEST_BATCH = 64
 """Most images in a run of an engine whose batch size may vary."""
 
 
-class Session:
+class Session(SessionOrStandIn):
     """A file, ready to run.
 
     Args:
@@ -30,14 +30,7 @@ class Session:
     """
 
     def __init__(self, file: Path, threads: int = 1) -> None:
-        reason = missing()
-        self._network = Engine(file) if reason is None else StandIn(file, reason, threads)
-        self.shape = self._network.shape
-        self.stand_in = getattr(self._network, 'stand_in', None)
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Runs a batch that fits :attr:`shape`; returns the outputs."""
-        return self._network(images)
+        super().__init__(Engine, missing(), file, threads)
 
 
 def missing() -> str | None:
