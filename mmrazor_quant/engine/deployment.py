@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrazor_quant.backends.deploy import REPORT, backend_module, raw_outputs
 from mmrazor_quant.backends.expected import integer_layers
@@ -18,6 +18,7 @@ from mmrazor_quant.backends.grid import QuantGrid
 from mmrazor_quant.backends.intermediate import PREFIX, Intermediate, export_intermediate, tensors_of
 from mmrazor_quant.backends.rules import Rules
 from mmrazor_quant.backends.session import Layers, run
+from mmrazor_quant.backends.simulation import arithmetic_of, simulated
 from mmrazor_quant.engine.calibration import set_quantized
 from mmrazor_quant.engine.quant_model import QuantModel
 
@@ -61,7 +62,7 @@ def export(
         'layers': vars(layers),
         'left_in_float': left_in_float(network, model.quantizer.rules, layers),
         'stand_in': getattr(session, 'stand_in', None),
-        'agreement': compare(model, session, images),
+        'agreement': compare(simulated_or_itself(model, backend), session, images),
         'next_steps': next_steps(file, images.shape, dynamic) if next_steps else [],
         'tensors': _tensors(network),
     }
@@ -80,12 +81,25 @@ def left_in_float(network: Intermediate, rules: Rules, layers: Layers) -> int:
     return max(0, len(integer_layers(network, rules)) - sum(layers.integer.values()))
 
 
+def simulated_or_itself(model: QuantModel, backend: str) -> nn.Module:
+    """Returns the architecture, fake-quantized in the arithmetic of a backend, or as in training where that is unknown.
+
+    Args:
+        model: calibrated model, built for the backend; switched to evaluation with quantizers on.
+        backend: name of the backend.
+    """
+    set_quantized(model)
+    model.eval()
+    arithmetic = arithmetic_of(backend)
+    return model.architecture if arithmetic is None else simulated(model, arithmetic)
+
+
 @torch.no_grad()
-def compare(model: QuantModel, session: Any, images: Tensor) -> dict[str, float]:
+def compare(architecture: nn.Module, session: Any, images: Tensor) -> dict[str, float]:
     """Compares the raw outputs of a deployed network with those of the fake-quantized one.
 
     Args:
-        model: the quantized model.
+        architecture: the fake-quantized architecture, for evaluation.
         session: the deployed network.
         images: preprocessed images.
 
@@ -93,9 +107,7 @@ def compare(model: QuantModel, session: Any, images: Tensor) -> dict[str, float]
         ``max_difference``, relative to the largest value of the output that differs most; and, for a network with one
         output of shape (batch, classes), ``argmax``: the share of images with the same class.
     """
-    set_quantized(model)
-    model.eval()
-    expected = tensors_of(raw_outputs(model.architecture, images))
+    expected = tensors_of(raw_outputs(architecture, images))
     found = run(session, images)
     worst = max(
         ((a - b).abs().max() / b.abs().max().clamp_min(1e-9)).item() for a, b in zip(found, expected, strict=True)

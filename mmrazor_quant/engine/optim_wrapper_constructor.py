@@ -8,9 +8,10 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from mmrazor_quant.compat import FakeQuantizeBase
+from mmrazor_quant.fake_quants import LSQPlusFakeQuantize
 from mmrazor_quant.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-_OWN_FIELDS = ('scale_lr_mult', 'scale_decay_mult')
+_OWN_FIELDS = ('scale_lr_mult', 'offset_lr_mult', 'scale_decay_mult')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -24,7 +25,8 @@ class QuantOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper, with its ``optimizer``.
         paramwise_cfg: ``scale_lr_mult`` (1 by default) and ``scale_decay_mult`` (0 by default, 1 for PACT) multiply
-            learning rate and weight decay of learned quantization parameters; everything else is as in mmengine.
+            learning rate and weight decay of learned quantization parameters; ``offset_lr_mult`` (that of scales by
+            default) is the multiplier of the offsets of LSQ+. Everything else is as in mmengine.
 
     Raises:
         ValueError: A multiplier that is not a number >= 0.
@@ -59,24 +61,32 @@ class QuantOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             is_dcn_module: As in mmengine.
         """
         if isinstance(module, FakeQuantizeBase):
-            params.extend(self._learned_group(module))
+            params.extend(self._learned_groups(module))
         else:
             super().add_params(params, module, prefix, is_dcn_module)
         if not prefix:
             params[:] = _merged(params)
 
-    def _learned_group(self, quantizer: nn.Module) -> list[dict[str, Any]]:
-        parameters = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
-        if not parameters:
-            return []
-        group: dict[str, Any] = {'params': parameters}
-        lr_mult, decay_mult = (self.paramwise_cfg[name] for name in _OWN_FIELDS)
+    def _learned_groups(self, quantizer: nn.Module) -> list[dict[str, Any]]:
+        learned = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+        offset = quantizer.offset if isinstance(quantizer, LSQPlusFakeQuantize) else None
+        scale_lr, offset_lr, decay_mult = (self.paramwise_cfg[name] for name in _OWN_FIELDS)
+        split = (
+            ([p for p in learned if p is not offset], scale_lr),
+            ([p for p in learned if p is offset], scale_lr if offset_lr is None else offset_lr),
+        )
+        return [self._group(quantizer, members, lr_mult, decay_mult) for members, lr_mult in split if members]
+
+    def _group(
+        self, quantizer: nn.Module, members: list[nn.Parameter], lr_mult: float | None, decay_mult: float | None
+    ) -> dict[str, Any]:
+        group: dict[str, Any] = {'params': members}
         if lr_mult is not None and self.base_lr is not None:
             group['lr'] = self.base_lr * lr_mult
         if self.base_wd is not None:
             default = float(getattr(quantizer, 'regularized', False))
             group['weight_decay'] = self.base_wd * (default if decay_mult is None else decay_mult)
-        return [group]
+        return group
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

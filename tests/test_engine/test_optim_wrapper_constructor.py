@@ -88,6 +88,21 @@ def test_multipliers():
     assert len(optimizer.param_groups) == 2
 
 
+def test_offsets_have_a_learning_rate_of_their_own():
+    model = model_of('LSQPlus', 'LSQPlus')
+    offsets = {p for name, p in model.named_parameters() if name.endswith('.offset')}
+    assert len(offsets) == 3, 'of activations; weights are symmetric'
+    for paramwise, rates in [
+        (dict(offset_lr_mult=0.01), (0.1, 0.001)),
+        (dict(scale_lr_mult=0.5), (0.05, 0.05)),
+        (dict(scale_lr_mult=0.5, offset_lr_mult=0), (0.05, 0)),
+    ]:
+        optimizer = build(model, **paramwise)
+        for parameter in learned_of(model):
+            found = options(optimizer, parameter)
+            assert found['lr'] == pytest.approx(rates[parameter in offsets]) and found['weight_decay'] == 0
+
+
 @pytest.mark.parametrize('multiplier', [0, 0.0])
 def test_a_multiplier_of_zero_is_not_none(multiplier):
     model = model_of('LSQ', 'PACT')
@@ -172,7 +187,7 @@ def test_a_layer_of_several_names_with_options_of_their_own():
     build(model, **options, bypass_duplicate=True)
 
 
-@pytest.mark.parametrize('name', ['scale_lr_mult', 'scale_decay_mult'])
+@pytest.mark.parametrize('name', ['scale_lr_mult', 'offset_lr_mult', 'scale_decay_mult'])
 @pytest.mark.parametrize('value', [-1, True, '2', [1.0], float('nan')])
 def test_refusals(name, value):
     with pytest.raises(ValueError, match=rf'optim_wrapper\.paramwise_cfg\.{name}: got .*, allowed: numbers >= 0'):

@@ -33,7 +33,7 @@ from mmrazor_quant.backends import BACKENDS
 from mmrazor_quant.backends.deploy import backend_module, raw_outputs
 from mmrazor_quant.backends.intermediate import export_intermediate, without_quantizers
 from mmrazor_quant.engine.calibration import calibrate
-from mmrazor_quant.engine.deployment import compare, left_in_float
+from mmrazor_quant.engine.deployment import compare, left_in_float, simulated_or_itself
 from mmrazor_quant.registry import MODELS
 
 PTQ = common.CONFIGS / 'ptq'
@@ -135,7 +135,8 @@ def time_backend(backend: str, model: common.OnTensors, images: Tensor, rounds: 
         figures['speedup' + (f'_{threads}_threads' if threads > 1 else '')] = speedup(sessions, images, rounds, threads)
     sizes = {kind: size_of(exporter, file) for kind, file in files.items()}
     figures['size'] = round(sizes['int8'] / sizes['float'], 3)
-    figures['agreement'] = compare(model, runtime.Session(files['int8']), images)['argmax']
+    network = simulated_or_itself(model, backend)
+    figures['agreement'] = compare(network, runtime.Session(files['int8']), images)['argmax']
     found = runtime.layers(files['int8'])
     print(f'layers {found}')
     figures['left_in_float'] = left_in_float(integers, model.quantizer.rules, found)

@@ -14,5 +14,6 @@ model = dict(
     quantizer=dict(type='mmrazor.CustomQuantizer', qconfig=_base_.qconfig),
     float_checkpoint=f'{_base_.data_root}/weights/resnet20_cifar10jpeg_mmcls.pth',
 )
-# Offsets move the zeros that padding relies on: at the learning rate of the weights they do not converge.
-optim_wrapper = dict(paramwise_cfg=dict(scale_lr_mult=0.1))
+# Offsets move the zeros that padding relies on, and on one side of zero they clip half of what is behind a ReLU: at the
+# learning rate of the weights they do not converge.
+optim_wrapper = dict(paramwise_cfg=dict(offset_lr_mult=0.1))

@@ -9,6 +9,7 @@ from mmdeploy.apis import build_task_processor, torch2onnx
 from mmdeploy.apis.utils import to_backend
 from mmdeploy.utils import get_backend, get_input_shape, get_ir_config, load_config
 
+from mmrazor_quant.backends.simulation import arithmetic_of, simulated
 from mmrazor_quant.engine.detections import BoxAgreement, compare_boxes
 
 
@@ -39,6 +40,8 @@ def compare(
 ) -> BoxAgreement:
     """Compares the boxes of the deployed detector with those of the fake-quantized one, and draws both.
 
+    The fake-quantized one computes in the arithmetic of the backend.
+
     Args:
         deploy_cfg: path of the deploy config.
         model_cfg: path of the config of the quantized model.
@@ -49,10 +52,10 @@ def compare(
         device: name of the device.
     """
     config, model_config = load_config(deploy_cfg, model_cfg)
-    task = build_task_processor(model_config, config, device)
+    task, backend = build_task_processor(model_config, config, device), get_backend(config).value
     models = {
-        'pytorch': task.build_quantized_model(checkpoint),
-        get_backend(config).value: task.build_backend_model(files, task.update_data_preprocessor),
+        'pytorch': simulated(task.build_quantized_model(checkpoint), arithmetic_of(backend)),
+        backend: task.build_backend_model(files, task.update_data_preprocessor),
     }
     results = {}
     for name, model in models.items():

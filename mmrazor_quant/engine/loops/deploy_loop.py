@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 
 from mmrazor_quant.backends.deploy import check_backend, deployed, open_session
+from mmrazor_quant.backends.simulation import arithmetic_of, simulated
 from mmrazor_quant.codebases import codebase_of
 from mmrazor_quant.engine.calibration import set_float, set_quantized
 from mmrazor_quant.engine.comparison import comparison_table
@@ -21,6 +22,9 @@ from mmrazor_quant.registry import LOOPS
 @LOOPS.register_module()
 class DeployLoop(BaseLoop):
     """Evaluate a model three times on the same data: float, fake-quantized, and run by a backend.
+
+    The fake-quantized one computes in the arithmetic of the backend, where that is known
+    (:mod:`mmrazor_quant.backends.simulation`), otherwise as in training.
 
     Args:
         runner: Runner of a :class:`mmrazor_quant.algorithms.GeneralQuant` with a quantized checkpoint.
@@ -65,9 +69,7 @@ class DeployLoop(BaseLoop):
         classes: list[Any] = []
         set_float(self.model)
         found = {'float': self._evaluate(self.runner.model, 'Float evaluation')}
-        set_quantized(self.model)
-        with frozen_weights(self.model):
-            found['quantized'] = self._evaluate(self.runner.model, 'Quantized evaluation', expected)
+        found['quantized'] = self._evaluate_quantized(expected)
         stand_in = getattr(self.session, 'stand_in', None)
         heading = f'{self.backend} (stand-in)' if stand_in else self.backend
         found[self.backend] = self._evaluate(self._deployed(), f'Evaluation on {heading}', classes)
@@ -79,6 +81,15 @@ class DeployLoop(BaseLoop):
             self.runner.logger.warning(f'Not run by {self.backend}: {stand_in}')
         others = {f'{kind}/{k}': v for kind in ('float', 'quantized') for k, v in found[kind].items()}
         return {**found[self.backend], **others, **self._agreement(expected, classes)}
+
+    def _evaluate_quantized(self, classes: list[Any]) -> dict[str, float]:
+        arithmetic = arithmetic_of(self.backend)
+        if arithmetic is not None:
+            name = f'Quantized evaluation, in the arithmetic of {self.backend}'
+            return self._evaluate(simulated(self.model, arithmetic), name, classes)
+        set_quantized(self.model)
+        with frozen_weights(self.model):
+            return self._evaluate(self.runner.model, 'Quantized evaluation', classes)
 
     def _evaluate(self, model: Any, name: str, classes: list[Any] | None = None) -> dict[str, float]:
         """Evaluates a model; the classes of the images, if they have any, are appended to a list."""

@@ -1,0 +1,256 @@
+"""A quantized model that computes as its backend does, in PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import importlib.util
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+
+from mmrazor_quant.graph.layers import LAYER_TYPES, PLAIN_FORWARDS, call_layer, channel_axis
+from mmrazor_quant.graph.sites import ADD, find_sites
+from mmrazor_quant.tracing.island import Island, islands_of
+from mmrazor_quant.tracing.nodes import node_name
+
+from .arithmetic import Arithmetic, LayerScales
+from .grid import QuantGrid
+from .intermediate import bake_with_grids
+
+_EXACT = 2**24
+"""Up to here all integers are floats of 32 bits."""
+
+_MOVES = frozenset({
+    'view', 'reshape', 'flatten', 'permute', 'transpose', 'contiguous', 'unsqueeze', 'squeeze', 'max_pool2d',
+})  # fmt: skip
+_MOVING_MODULES = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.modules.dropout._DropoutNd)
+_MONOTONE = frozenset({'relu', 'relu_', 'relu6', 'hardtanh', 'clamp'})
+_MONOTONE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+"""Operations that give the same whether rounding to a grid that has their bounds comes before them or behind."""
+
+
+def arithmetic_of(backend: str) -> Arithmetic | None:
+    """Returns how a backend computes; None where that is not known.
+
+    Args:
+        backend: name of the backend.
+    """
+    name = f'mmrazor_quant.backends.{backend}.arithmetic'
+    return None if importlib.util.find_spec(name) is None else importlib.import_module(name).ARITHMETIC
+
+
+def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
+    """Makes an architecture of which layers in integers and quantizers compute as a backend does.
+
+    Everything else is computed in float32 by PyTorch.
+
+    Args:
+        model: a calibrated or trained :class:`mmrazor_quant.algorithms.GeneralQuant`; left as it is.
+        arithmetic: how the backend computes.
+
+    Returns:
+        A copy of its architecture, for evaluation, where the model is.
+
+    Raises:
+        ValueError: a fake quantizer that has no grid of whole numbers.
+        RuntimeError: the model is not calibrated.
+    """
+    network, weights, activations = bake_with_grids(model)
+    for path, grid in activations.items():
+        parent, _, name = path.rpartition('.')
+        network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic)
+    grids = {operator.attrgetter(path)(network): grid for path, grid in weights.items()}
+    for module in islands_of(network).values():
+        lower = functools.partial(_put_into_integers, root=module, grids=grids, arithmetic=arithmetic)
+        Island.of(module).map_graphs(lambda graph: graph, lower)
+    parameter = next(model.parameters(), None)
+    return network.eval() if parameter is None else network.eval().to(parameter.device)
+
+
+class Quantize(nn.Module):
+    """An activation quantizer in a backend's arithmetic.
+
+    Args:
+        grid: what it quantizes to.
+        arithmetic: how the backend computes.
+    """
+
+    def __init__(self, grid: QuantGrid, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.grid, self.arithmetic = grid, arithmetic
+        zero_point = int(grid.zero_point[0])
+        self.ends = grid.quant_min - zero_point, grid.quant_max - zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize."""
+        return self.arithmetic.quantize(x, self.grid).clamp_(*self.ends).mul_(float(self.grid.scale[0]))
+
+
+class IntegerLayer(nn.Module):
+    """One call of a layer in integers.
+
+    Args:
+        layer: convolution or linear layer with a baked weight.
+        weight: grid of the weight.
+        source: grid of the input.
+        result: grid of the result; None: it has none.
+        arithmetic: how the backend computes.
+    """
+
+    def __init__(
+        self, layer: nn.Module, weight: QuantGrid, source: QuantGrid, result: QuantGrid | None, arithmetic: Arithmetic
+    ) -> None:
+        super().__init__()
+        self.layer, self.arithmetic = layer, arithmetic
+        self.step = float(source.scale[0])
+        device = layer.weight.device
+        integers = _integers(layer.weight, weight)
+        bias = None if layer.bias is None else _per_output(layer.bias.detach().cpu(), layer)
+        scale = _per_output(torch.from_numpy(weight.scale.copy()), layer)
+        self.scales = LayerScales(torch.tensor(self.step), scale, result, _is_depthwise(layer))
+        factor = arithmetic.factor(self.scales)
+        start = None
+        if arithmetic.integer_bias and bias is not None:
+            start, bias = torch.round(bias / (self.step * scale)).flatten(), None
+        # Elsewhere than on CPU products of the type of 32 bits may be rounded.
+        is_small = device.type == 'cpu' and _largest_sum(layer, integers, source, start) < _EXACT
+        kind = torch.float32 if is_small else torch.float64
+        buffers = {'weight': integers.to(kind), 'start': None if start is None else start.to(kind)}
+        for name, tensor in {**buffers, 'factor': factor, 'bias': bias}.items():
+            self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Run the layer on values that lie on the grid of its input."""
+        integers = torch.round(x / self.step).to(self.weight.dtype)
+        sums = call_layer(self.layer, integers, self.weight, self.start, *args, **kwargs)
+        return self.arithmetic.layer(sums.to(torch.float32), self.factor, self.bias, self.scales)
+
+
+def _integers(weight: Tensor, grid: QuantGrid) -> Tensor:
+    """Returns the integers of a baked weight, without the zero point."""
+    values = weight.detach().cpu().float().numpy()
+    shape = [-1 if d == grid.ch_axis else 1 for d in range(values.ndim)]
+    return torch.from_numpy(grid.integers(values) - grid.zero_point.reshape(shape))
+
+
+def _largest_sum(layer: nn.Module, integers: Tensor, source: QuantGrid, start: Tensor | None) -> float:
+    """Returns what no sum of a layer exceeds."""
+    largest = max(abs(end - int(source.zero_point[0])) for end in (source.quant_min, source.quant_max))
+    sums = integers.abs().movedim(channel_axis(layer), 0).flatten(1).sum(1).max().item() * largest
+    return sums if start is None else sums + start.abs().max().item()
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return layer.weight.dim() > 2 and layer.groups == layer.in_channels == layer.out_channels
+
+
+class ResidualAdd(nn.Module):
+    """An addition to the result of a layer, and the quantization of the sum, as one.
+
+    Args:
+        residual: grid of the second input.
+        result: grid of the sum.
+        arithmetic: how the backend computes.
+    """
+
+    def __init__(self, residual: QuantGrid, result: QuantGrid, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.grids, self.arithmetic = (residual, result), arithmetic
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Add."""
+        return self.arithmetic.add(x, residual, *self.grids)
+
+
+def _per_output(values: Tensor, layer: nn.Module) -> Tensor:
+    """Gives values per channel, or one for all, the shape that fits a layer's results."""
+    if isinstance(layer, nn.Linear):
+        return values
+    if values.numel() > 1:  # a transposed convolution has one per channel of each group
+        values = values.repeat(layer.out_channels // values.numel())
+    return values.reshape(-1, *[1] * len(layer.kernel_size))
+
+
+def _put_into_integers(
+    graph: fx.Graph, root: nn.Module, grids: dict[Tensor, QuantGrid], arithmetic: Arithmetic
+) -> fx.Graph:
+    """Replaces layers of which the weight, the input and maybe the result are quantized, and additions behind them."""
+    graph = copy.deepcopy(graph)
+    adds = {site.node for site in find_sites(graph, root) if site.kind == ADD}
+    for node in list(graph.nodes):
+        if node in adds and arithmetic.add is not None:
+            _replace_add(node, root, arithmetic)
+        elif node.op == 'call_module':
+            _replace_layer(node, root, grids, arithmetic)
+    graph.lint()
+    return graph
+
+
+def _replace_layer(node: Node, root: nn.Module, grids: dict[Tensor, QuantGrid], arithmetic: Arithmetic) -> None:
+    layer = root.get_submodule(node.target)
+    if not isinstance(layer, LAYER_TYPES) or type(layer).forward not in PLAIN_FORWARDS:
+        return
+    weight, source, result = grids.get(layer.weight), _grid_of(node.args[0], root), _grid_behind(node, root)
+    if weight is None or source is None or (arithmetic.needs_result and result is None):
+        return
+    node.target = _add_module(root, IntegerLayer(layer, weight, source, result, arithmetic))
+
+
+def _replace_add(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
+    inputs, result = node.all_input_nodes, _grid_behind(node, root)
+    quantized = [(source, grid) for source in inputs if (grid := _grid_of(source, root)) is not None]
+    if len(quantized) != 1 or result is None or node.kwargs:
+        return
+    ((residual, grid),) = quantized
+    (other,) = (source for source in inputs if source is not residual)
+    node.op, node.target = 'call_module', _add_module(root, ResidualAdd(grid, result, arithmetic))
+    node.args = (other, residual)
+
+
+def _add_module(root: nn.Module, module: nn.Module) -> str:
+    """Gives a module to another one; returns its name."""
+    name = f'integer_{len(root._modules)}'
+    root.add_module(name, module)
+    return name
+
+
+def _grid_of(node: Node, root: nn.Module) -> QuantGrid | None:
+    """Returns the grid that the values of a node lie on."""
+    quantizer = _quantizer(node, root)
+    if quantizer is not None:
+        return quantizer.grid
+    if _is_of(node, root, _MOVES, _MOVING_MODULES):
+        return _grid_of(node.all_input_nodes[0], root)
+    return None
+
+
+def _grid_behind(node: Node, root: nn.Module) -> QuantGrid | None:
+    """Returns the grid that all readers of a node quantize it to."""
+    grids = []
+    for user in node.users:
+        quantizer = _quantizer(user, root)
+        if quantizer is not None:
+            grids.append(quantizer.grid)
+        elif _is_of(user, root, _MOVES | _MONOTONE, _MOVING_MODULES + _MONOTONE_MODULES):
+            grids.append(_grid_behind(user, root))
+        else:
+            return None
+    if any(grid is None for grid in grids):
+        return None
+    different = {(float(grid.scale[0]), int(grid.zero_point[0])) for grid in grids}
+    return grids[0] if len(different) == 1 else None
+
+
+def _quantizer(node: Node, root: nn.Module) -> Quantize | None:
+    module = root.get_submodule(node.target) if node.op == 'call_module' else None
+    return module if isinstance(module, Quantize) else None
+
+
+def _is_of(node: Node, root: nn.Module, names: frozenset[str], modules: tuple[type, ...]) -> bool:
+    if node.op == 'call_module':
+        return isinstance(root.get_submodule(node.target), modules)
+    return node.op in ('call_function', 'call_method') and node_name(node) in names

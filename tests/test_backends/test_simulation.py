@@ -1,0 +1,137 @@
+"""Quantized networks that compute as a backend does give what its file gives, however deep they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from small_models import Net, calibrate, images, qconfig, quantized
+from torch import Tensor, nn
+
+from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module
+from mmrazor_quant.backends.intermediate import export_intermediate
+from mmrazor_quant.backends.session import run
+from mmrazor_quant.backends.simulation import IntegerLayer, Quantize, ResidualAdd, arithmetic_of, simulated
+
+SHAPE = (3, 32, 32)
+RANGE = dict(bit=8, is_symmetry=True, is_symmetric_range=True)
+CONFIGS = {
+    'onnxruntime': qconfig(),
+    'openvino': qconfig(),
+    'ncnn': qconfig(a_qscheme=RANGE),
+}
+
+
+class Block(nn.Module):
+    """An inverted residual."""
+
+    def __init__(self, source: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = 4 * channels
+        self.expand, self.norm = nn.Conv2d(source, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False)
+        self.norm2, self.project = nn.BatchNorm2d(inner), nn.Conv2d(inner, channels, 1, bias=False)
+        self.norm3, self.act = nn.BatchNorm2d(channels), nn.ReLU6()
+        self.is_residual = source == channels and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.expand(x)))
+        y = self.norm3(self.project(self.act(self.norm2(self.depthwise(y)))))
+        return x + y if self.is_residual else y
+
+
+def deep() -> nn.Module:
+    """A network in which one integer that is rounded the other way changes many behind it."""
+    torch.manual_seed(0)
+    blocks = [*(Block(16, 16) for _ in range(4)), Block(16, 24, 2), *(Block(24, 24) for _ in range(4))]
+    stem, head = nn.Conv2d(3, 16, 3, 2, 1), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
+    network = nn.Sequential(stem, nn.ReLU6(), *blocks, *head).train()
+    norms = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.weight, 1.5, 0.5)
+        nn.init.normal_(norm.bias)
+        norm.momentum = None
+    with torch.no_grad():
+        for seed in range(8):
+            network(2 * images(16, SHAPE, seed))
+    return network.eval()
+
+
+def prepared(network: nn.Module, backend: str, **quantizer):
+    config = quantizer.pop('config', CONFIGS[backend])
+    batches = [images(16, SHAPE, seed) for seed in range(4)]
+    return calibrate(quantized(network, config, SHAPE, backend=backend, **quantizer), *batches)
+
+
+def counted(network: nn.Module) -> Counter:
+    return Counter(type(module) for module in network.modules())
+
+
+@pytest.mark.parametrize('backend', CONFIGS)
+@torch.no_grad()
+def test_a_deep_network_gives_what_its_file_gives(backend, tmp_path):
+    for package in {'ncnn': ('ncnn', 'pnnx')}.get(backend, (backend,)):
+        pytest.importorskip(package, reason=f'the package {package} is not installed')
+    model, x = prepared(deep(), backend), images(8, SHAPE, 99)
+    network = export_intermediate(model, x[:1], lambda net, x: net(x))
+    file = backend_module(backend, 'exporter').write(network, tmp_path)
+    (deployed,) = run(backend_module(backend, 'runtime').Session(file), x)
+
+    simulation = simulated(model, arithmetic_of(backend))
+    found = counted(simulation)
+    # The last layer's result is not quantized, and so ONNX Runtime has it in float; nor is that of the last addition.
+    assert found[IntegerLayer] == (28 if backend == 'onnxruntime' else 29)
+    assert found[ResidualAdd] == (7 if backend == 'openvino' else 0)
+    assert found[Quantize] == len(list(model.act_quantizers()))
+    size = deployed.abs().max().item()
+    assert (simulation(x) - deployed).abs().max().item() < 1e-5 * size
+    assert (model.architecture(x) - deployed).abs().max().item() > 1e-3 * size, 'training rounds otherwise'
+
+
+def test_the_model_stays_as_it_was():
+    model, x = prepared(deep(), 'onnxruntime'), images(2, SHAPE, 99)
+    with torch.no_grad():
+        before = model.architecture(x)
+        simulated(model, arithmetic_of('onnxruntime'))
+        assert torch.equal(model.architecture(x), before)
+    assert not counted(model)[Quantize]
+
+
+def test_backends_of_which_nothing_is_known():
+    known = {backend for backend in DEPLOYABLE if arithmetic_of(backend) is not None}
+    assert known == set(CONFIGS)
+
+
+def shared(m, x):
+    return m.second(torch.relu(m.layer(torch.relu(m.layer(x))) + x))
+
+
+def test_calls_of_one_layer_have_scales_of_their_own():
+    torch.manual_seed(0)
+    network = Net(shared, layer=nn.Conv2d(3, 3, 3, padding=1), second=nn.Conv2d(3, 4, 1))
+    model = prepared(network, 'onnxruntime')
+    calls = [m for m in simulated(model, arithmetic_of('onnxruntime')).modules() if isinstance(m, IntegerLayer)]
+    assert len(calls) == 2 and calls[0].layer is calls[1].layer and calls[0].step != calls[1].step
+
+
+@torch.no_grad()
+def test_sums_are_exact_where_floats_of_32_bits_are_not():
+    """What is left of 65,536 large products that cancel, and a small one: in float32 the small one gets lost."""
+    half = 2**15
+    large, small = torch.full((2, half), 1.27), torch.tensor([[0.01], [0.02]])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2 * half + 1, 2, bias=False))
+    network[1].weight.copy_(torch.cat([large, small, -large], 1))
+    x = torch.full((1, 1, 1, 2 * half + 1), 2.55)
+    x[..., half] = 0.01
+    model = quantized(network, qconfig(), tuple(x.shape[1:]), backend='openvino')
+    sums = []
+
+    def keep(found: Tensor, factor: Tensor, *_) -> Tensor:
+        sums.append(found)
+        return found * factor
+
+    arithmetic = dataclasses.replace(arithmetic_of('openvino'), layer=keep)
+    simulated(calibrate(model, torch.cat([x, torch.zeros_like(x)])), arithmetic)(x)
+    assert sums[0].tolist() == [[1, 2]]
