@@ -7,12 +7,13 @@ deep network what follows from it differs as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .grid import QuantGrid
 
@@ -46,6 +47,8 @@ class Arithmetic:
             integers; the bias may be None.
         add: ``(x, residual, residual_grid, result)``: the quantized sum of a layer's result, which is not quantized,
             and of one that is; None: added as floats.
+        sigmoid: the logistic function of float32 values, which also makes SiLU; None: PyTorch's.
+        convolve: ``(layer, x)``: a convolution in float, for which :func:`can_convolve` holds; None: PyTorch's.
         integer_bias: whether the sums contain the bias, as an integer.
         needs_result: whether a layer whose result is not quantized is computed in float.
     """
@@ -54,8 +57,72 @@ class Arithmetic:
     factor: Callable[[LayerScales], Tensor]
     layer: Callable[[Tensor, Tensor, Tensor | None, LayerScales], Tensor]
     add: Callable[[Tensor, Tensor, QuantGrid, QuantGrid], Tensor] | None = None
+    sigmoid: Callable[[Tensor], Tensor] | None = None
+    convolve: Callable[[nn.Conv2d, Tensor], Tensor] | None = None
     integer_bias: bool = False
     needs_result: bool = False
+
+
+MAX_SUMMANDS = 512
+"""Of convolutions with more products per result only PyTorch's own sums are computed: one by one they take long."""
+
+
+def can_convolve(layer: nn.Module) -> bool:
+    """Tells whether :func:`summands` can be listed of a layer.
+
+    Args:
+        layer: any module.
+    """
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.padding_mode == 'zeros'
+        and not isinstance(layer.padding, str)
+        and layer.weight[0].numel() <= MAX_SUMMANDS
+    )
+
+
+def summands(layer: nn.Conv2d, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lists what a convolution multiplies, by input channel (of the group), row and column of the kernel.
+
+    Args:
+        layer: the convolution.
+        x: its input, shape (batch, channels, height, width).
+
+    Yields:
+        Activations, shape (batch, out_channels or 1, height, width) of the result, and weights that go with them.
+    """
+    (top, left), (rows, columns), (down, right) = layer.padding, layer.dilation, layer.stride
+    channels, height, width = layer.weight.shape[1:]
+    x = F.pad(x, (left, left, top, top))
+    sizes = x.shape[2] - rows * (height - 1), x.shape[3] - columns * (width - 1)
+    group = torch.arange(layer.out_channels, device=x.device) // (layer.out_channels // layer.groups)
+    for channel in range(channels):
+        source = x[:, channel : channel + 1] if layer.groups == 1 else x[:, group * channels + channel]
+        for row in range(height):
+            for column in range(width):
+                start = row * rows, column * columns
+                part = source[:, :, start[0] : start[0] + sizes[0] : down, start[1] : start[1] + sizes[1] : right]
+                yield part, layer.weight[:, channel, row, column].reshape(-1, 1, 1)
+
+
+def chain(pairs: Iterable[tuple[Tensor, Tensor]], start: Tensor | None = None) -> Tensor:
+    """Adds products one by one, each with one rounding.
+
+    Args:
+        pairs: activations and weights, float32.
+        start: what the first product is added to; None: nothing.
+
+    Returns:
+        float32, shape of the result.
+    """
+    for x, weight in pairs:
+        start = x * weight if start is None else fused_multiply_add(x, weight, start)
+    return start
+
+
+def with_bias(sums: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Adds the bias of a convolution, if it has one, to sums."""
+    return sums if layer.bias is None else sums + layer.bias.reshape(-1, 1, 1)
 
 
 def fused_multiply_add(x: Tensor, factor: Tensor | np.float32, summand: Tensor | np.float32) -> Tensor:
@@ -72,3 +139,20 @@ def fused_multiply_add(x: Tensor, factor: Tensor | np.float32, summand: Tensor |
     # The product of two floats is exact in twice the digits.
     factor, summand = (v.double() if isinstance(v, Tensor) else float(v) for v in (factor, summand))
     return (x.double() * factor + summand).to(torch.float32)
+
+
+def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """Evaluates a polynomial by Horner's rule with fused steps.
+
+    Args:
+        x: float32.
+        coefficients: from that of the highest power down; rounded to float32.
+
+    Returns:
+        float32.
+    """
+    first, second, *rest = (np.float32(c) for c in coefficients)
+    value = fused_multiply_add(x, first, second)
+    for coefficient in rest:
+        value = fused_multiply_add(value, x, coefficient)
+    return value

@@ -17,7 +17,7 @@ from mmrazor_quant.graph.sites import ADD, find_sites
 from mmrazor_quant.tracing.island import Island, islands_of
 from mmrazor_quant.tracing.nodes import node_name
 
-from .arithmetic import Arithmetic, LayerScales
+from .arithmetic import Arithmetic, LayerScales, can_convolve
 from .grid import QuantGrid
 from .intermediate import bake_with_grids
 
@@ -148,6 +148,41 @@ def _is_depthwise(layer: nn.Module) -> bool:
     return layer.weight.dim() > 2 and layer.groups == layer.in_channels == layer.out_channels
 
 
+class FloatLayer(nn.Module):
+    """A convolution in float, as a backend adds its products.
+
+    Args:
+        layer: the convolution.
+        arithmetic: how the backend computes.
+    """
+
+    def __init__(self, layer: nn.Conv2d, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.layer, self.arithmetic = layer, arithmetic
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer."""
+        return self.arithmetic.convolve(self.layer, x)
+
+
+class Logistic(nn.Module):
+    """Sigmoid, or SiLU, in a backend's arithmetic.
+
+    Args:
+        arithmetic: how the backend computes.
+        is_silu: whether the result is multiplied by the argument.
+    """
+
+    def __init__(self, arithmetic: Arithmetic, is_silu: bool) -> None:
+        super().__init__()
+        self.arithmetic, self.is_silu = arithmetic, is_silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        result = self.arithmetic.sigmoid(x)
+        return x * result if self.is_silu else result
+
+
 class ResidualAdd(nn.Module):
     """An addition to the result of a layer, and the quantization of the sum, as one.
 
@@ -182,10 +217,11 @@ def _put_into_integers(
     graph = copy.deepcopy(graph)
     adds = {site.node for site in find_sites(graph, root) if site.kind == ADD}
     for node in list(graph.nodes):
-        if node in adds and arithmetic.add is not None:
+        if node in adds:
             _replace_add(node, root, arithmetic)
         elif node.op == 'call_module':
             _replace_layer(node, root, grids, arithmetic)
+        _replace_logistic(node, root, arithmetic)
     graph.lint()
     return graph
 
@@ -195,12 +231,15 @@ def _replace_layer(node: Node, root: nn.Module, grids: dict[Tensor, QuantGrid], 
     if not isinstance(layer, LAYER_TYPES) or type(layer).forward not in PLAIN_FORWARDS:
         return
     weight, source, result = grids.get(layer.weight), _grid_of(node.args[0], root), _grid_behind(node, root)
-    if weight is None or source is None or (arithmetic.needs_result and result is None):
-        return
-    node.target = _add_module(root, IntegerLayer(layer, weight, source, result, arithmetic))
+    if weight is not None and source is not None and (result is not None or not arithmetic.needs_result):
+        node.target = _add_module(root, IntegerLayer(layer, weight, source, result, arithmetic))
+    elif arithmetic.convolve is not None and can_convolve(layer):
+        node.target = _add_module(root, FloatLayer(layer, arithmetic))
 
 
 def _replace_add(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
+    if arithmetic.add is None:
+        return
     inputs, result = node.all_input_nodes, _grid_behind(node, root)
     quantized = [(source, grid) for source in inputs if (grid := _grid_of(source, root)) is not None]
     if len(quantized) != 1 or result is None or node.kwargs:
@@ -209,6 +248,15 @@ def _replace_add(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
     (other,) = (source for source in inputs if source is not residual)
     node.op, node.target = 'call_module', _add_module(root, ResidualAdd(grid, result, arithmetic))
     node.args = (other, residual)
+
+
+def _replace_logistic(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
+    is_silu = _is_of(node, root, frozenset({'silu'}), (nn.SiLU,))
+    if arithmetic.sigmoid is None or not (is_silu or _is_of(node, root, frozenset({'sigmoid'}), (nn.Sigmoid,))):
+        return
+    if len(node.all_input_nodes) == 1:
+        node.target, node.args = _add_module(root, Logistic(arithmetic, is_silu)), tuple(node.all_input_nodes)
+        node.op, node.kwargs = 'call_module', {}
 
 
 def _add_module(root: nn.Module, module: nn.Module) -> str:

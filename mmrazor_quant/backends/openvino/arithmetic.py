@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmrazor_quant.backends.arithmetic import Arithmetic, LayerScales, fused_multiply_add
+from mmrazor_quant.backends.arithmetic import (
+    Arithmetic,
+    LayerScales,
+    chain,
+    fused_multiply_add,
+    polynomial,
+    summands,
+    with_bias,
+)
 from mmrazor_quant.backends.grid import QuantGrid
 from mmrazor_quant.backends.qdq import as_uint8
 
@@ -45,10 +53,35 @@ def add(x: Tensor, residual: Tensor, residual_grid: QuantGrid, result: QuantGrid
     return integers * float(result.scale[0])
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """Divides exp(-abs(x)) by one more than that; of positive values it is the rest to 1."""
+    power = exponential(-x.abs())
+    small = power / (power + 1)
+    return torch.where(x > 0, 1 - small, small)
+
+
+LOG2_E, LN_2 = np.float32(1.44269502), np.float32(0.693147182)
+LOWEST = -87.33654022216797
+EXPONENTIAL = (0.00828929059, 0.0418978221, 0.166676521, 0.499991506, 0.999999701, 1.0)
+
+
+def exponential(x: Tensor) -> Tensor:
+    """Takes the power of two out of exp(x), for x at most 0; the rest is a polynomial."""
+    x = x.clamp(min=LOWEST)
+    exponent = torch.floor(fused_multiply_add(x, LOG2_E, np.float32(0.5)))
+    rest = fused_multiply_add(-exponent, LN_2, x)
+    return torch.ldexp(polynomial(rest, EXPONENTIAL), exponent.to(torch.int32))
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Adds products one by one, then the bias."""
+    return with_bias(chain(summands(layer, x)), layer)
+
+
 def _range(grid: QuantGrid) -> tuple[np.float32, np.float32, int]:
     """Returns both ends of the range of 256 integers, and the zero point among these."""
     zero_point, scale = as_uint8(grid, is_not_negative=False)[2], np.float32(grid.scale[0])
     return np.float32(-zero_point * scale), np.float32((255 - zero_point) * scale), zero_point
 
 
-ARITHMETIC = Arithmetic(quantize, factor, dequantize, add)
+ARITHMETIC = Arithmetic(quantize, factor, dequantize, add, sigmoid, convolve)
