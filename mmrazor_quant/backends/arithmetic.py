@@ -42,12 +42,14 @@ class Arithmetic:
     Args:
         quantize: ``(x, grid)``: float32 values in steps of the grid, rounded, before they are clipped; without the
             zero point.
+        quantize_apart: the same for values that something else reads, too; None: as the others.
         factor: ``(scales)``: what the sums of a layer are multiplied by, in the shape of the weight's scale.
         layer: ``(sums, factor, bias, scales)``: the real results, float32, of exact sums, float32, of products of
             integers; the bias may be None.
         add: ``(x, residual, residual_grid, result)``: the quantized sum of a layer's result, which is not quantized,
             and of one that is; None: added as floats.
-        sigmoid: the logistic function of float32 values, which also makes SiLU; None: PyTorch's.
+        sigmoid: the logistic function of float32 values; None: PyTorch's.
+        silu: SiLU of float32 values; None: the argument times its sigmoid.
         convolve: ``(layer, x)``: a convolution in float, for which :func:`can_convolve` holds; None: PyTorch's.
         integer_bias: whether the sums contain the bias, as an integer.
         needs_result: whether a layer whose result is not quantized is computed in float.
@@ -57,7 +59,9 @@ class Arithmetic:
     factor: Callable[[LayerScales], Tensor]
     layer: Callable[[Tensor, Tensor, Tensor | None, LayerScales], Tensor]
     add: Callable[[Tensor, Tensor, QuantGrid, QuantGrid], Tensor] | None = None
+    quantize_apart: Callable[[Tensor, QuantGrid], Tensor] | None = None
     sigmoid: Callable[[Tensor], Tensor] | None = None
+    silu: Callable[[Tensor], Tensor] | None = None
     convolve: Callable[[nn.Conv2d, Tensor], Tensor] | None = None
     integer_bias: bool = False
     needs_result: bool = False

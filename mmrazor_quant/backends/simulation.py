@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,7 +63,7 @@ def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     network, weights, activations = bake_with_grids(model)
     for path, grid in activations.items():
         parent, _, name = path.rpartition('.')
-        network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic)
+        network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic.quantize)
     grids = {operator.attrgetter(path)(network): grid for path, grid in weights.items()}
     for module in islands_of(network).values():
         lower = functools.partial(_put_into_integers, root=module, grids=grids, arithmetic=arithmetic)
@@ -76,18 +77,18 @@ class Quantize(nn.Module):
 
     Args:
         grid: what it quantizes to.
-        arithmetic: how the backend computes.
+        quantize: ``(x, grid)``: values in steps of the grid, rounded.
     """
 
-    def __init__(self, grid: QuantGrid, arithmetic: Arithmetic) -> None:
+    def __init__(self, grid: QuantGrid, quantize: Callable[[Tensor, QuantGrid], Tensor]) -> None:
         super().__init__()
-        self.grid, self.arithmetic = grid, arithmetic
+        self.grid, self.quantize = grid, quantize
         zero_point = int(grid.zero_point[0])
         self.ends = grid.quant_min - zero_point, grid.quant_max - zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize."""
-        return self.arithmetic.quantize(x, self.grid).clamp_(*self.ends).mul_(float(self.grid.scale[0]))
+        return self.quantize(x, self.grid).clamp_(*self.ends).mul_(float(self.grid.scale[0]))
 
 
 class IntegerLayer(nn.Module):
@@ -169,18 +170,16 @@ class Logistic(nn.Module):
     """Sigmoid, or SiLU, in a backend's arithmetic.
 
     Args:
-        arithmetic: how the backend computes.
-        is_silu: whether the result is multiplied by the argument.
+        function: the function of float32 values.
     """
 
-    def __init__(self, arithmetic: Arithmetic, is_silu: bool) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.arithmetic, self.is_silu = arithmetic, is_silu
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it."""
-        result = self.arithmetic.sigmoid(x)
-        return x * result if self.is_silu else result
+        return self.function(x)
 
 
 class ResidualAdd(nn.Module):
@@ -221,6 +220,7 @@ def _put_into_integers(
             _replace_add(node, root, arithmetic)
         elif node.op == 'call_module':
             _replace_layer(node, root, grids, arithmetic)
+        _replace_quantizer(node, root, arithmetic)
         _replace_logistic(node, root, arithmetic)
     graph.lint()
     return graph
@@ -250,13 +250,42 @@ def _replace_add(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
     node.args = (other, residual)
 
 
+def _replace_quantizer(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
+    quantizer = _quantizer(node, root)
+    if quantizer is not None and arithmetic.quantize_apart is not None and len(node.args[0].users) > 1:
+        node.target = _add_module(root, Quantize(quantizer.grid, arithmetic.quantize_apart))
+
+
 def _replace_logistic(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
-    is_silu = _is_of(node, root, frozenset({'silu'}), (nn.SiLU,))
-    if arithmetic.sigmoid is None or not (is_silu or _is_of(node, root, frozenset({'sigmoid'}), (nn.Sigmoid,))):
+    sigmoid, silu = arithmetic.sigmoid, arithmetic.silu
+    if sigmoid is None:
         return
-    if len(node.all_input_nodes) == 1:
-        node.target, node.args = _add_module(root, Logistic(arithmetic, is_silu)), tuple(node.all_input_nodes)
-        node.op, node.kwargs = 'call_module', {}
+    if _is_of(node, root, frozenset({'sigmoid'}), (nn.Sigmoid,)):
+        _call_instead(node, root, sigmoid, node.all_input_nodes[0])
+    elif _is_of(node, root, frozenset({'silu'}), (nn.SiLU,)):
+        _call_instead(node, root, silu or (lambda x: x * sigmoid(x)), node.all_input_nodes[0])
+    elif silu is not None and (argument := _argument_of_silu(node, root)) is not None:
+        _call_instead(node, root, silu, argument)
+
+
+def _argument_of_silu(node: Node, root: nn.Module) -> Node | None:
+    """Returns x where a node multiplies x and its sigmoid."""
+    inputs = node.all_input_nodes
+    if node.op == 'call_module' or node_name(node) != 'mul' or len(inputs) != 2:
+        return None
+    for x, other in (inputs, inputs[::-1]):
+        if _is_of(other, root, frozenset({'sigmoid'}), (nn.Sigmoid, Logistic)) and other.all_input_nodes == [x]:
+            return x
+    return None
+
+
+def _call_instead(node: Node, root: nn.Module, function: Callable[[Tensor], Tensor], argument: Node) -> None:
+    others = [source for source in node.all_input_nodes if source is not argument]
+    node.op, node.target = 'call_module', _add_module(root, Logistic(function))
+    node.args, node.kwargs = (argument,), {}
+    for other in others:
+        if not other.users:
+            node.graph.erase_node(other)
 
 
 def _add_module(root: nn.Module, module: nn.Module) -> str:

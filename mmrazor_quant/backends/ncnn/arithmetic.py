@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmrazor_quant.backends.arithmetic import Arithmetic, LayerScales, fused_multiply_add
+from mmrazor_quant.backends.arithmetic import Arithmetic, LayerScales, chain, fused_multiply_add, summands
 from mmrazor_quant.backends.grid import QuantGrid
 
 from .bin_file import Array, write_bin
@@ -37,6 +38,22 @@ def dequantize(sums: Tensor, factor: Tensor, bias: Tensor | None, scales: LayerS
     return sums * factor + bias if scales.is_depthwise else fused_multiply_add(sums, factor, bias)
 
 
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Adds products to the bias one by one."""
+    bias = None if layer.bias is None else layer.bias.reshape(-1, 1, 1)
+    return chain(summands(layer, x), bias)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Asks ncnn: how it divides depends on the compiler."""
+    return _ask('Sigmoid', x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Asks ncnn, see :func:`sigmoid`."""
+    return _ask('Swish', x)
+
+
 def kernel_factors(source: Tensor, weight: Tensor) -> Tensor:
     """Asks ncnn what a depthwise convolution multiplies by: on x86 its kernels take the processor's estimate.
 
@@ -49,17 +66,26 @@ def kernel_factors(source: Tensor, weight: Tensor) -> Tensor:
     """
     count = weight.numel()
     sizes = {0: f'{count}', 1: '1', 6: f'{count}', 7: f'{count}', INT8_SCALE_TERM: '1'}
-    layers = [
-        Layer('Input', 'in0', [], ['in0'], {0: '1', 1: '1', 2: f'{count}'}),
-        Layer(DEPTHWISE, 'layer', ['in0'], ['out0'], sizes),
-    ]
     scales = [Array(weight.flatten().numpy()), Array(source.reshape(1).numpy())]
+    session = _session_of(DEPTHWISE, sizes, [Array(np.ones(count, np.int8), is_tagged=True), *scales])
+    ones = np.full((1, count, 1, 1), 1 / source.item(), np.float32)
+    return torch.from_numpy(session(ones)[0]).reshape(weight.shape)
+
+
+def _ask(kind: str, x: Tensor) -> Tensor:
+    session = _session_of(kind)
+    images = [session(image)[0] for image in np.split(x.cpu().numpy(), len(x))]
+    return torch.from_numpy(np.concatenate(images)).to(x.device)
+
+
+def _session_of(kind: str, params: dict[int, str] | None = None, arrays: Sequence[Array] = ()) -> Session:
+    """Opens a network of one layer."""
+    layers = [Layer('Input', 'in0', [], ['in0']), Layer(kind, 'layer', ['in0'], ['out0'], params or {})]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'layer.param'
         write_param(layers, file)
-        write_bin([[], [Array(np.ones(count, np.int8), is_tagged=True), *scales]], file.with_suffix('.bin'))
-        ones = np.full((1, count, 1, 1), 1 / source.item(), np.float32)
-        return torch.from_numpy(Session(file)(ones)[0]).reshape(weight.shape)
+        write_bin([[], list(arrays)], file.with_suffix('.bin'))
+        return Session(file)
 
 
-ARITHMETIC = Arithmetic(quantize, factor, dequantize)
+ARITHMETIC = Arithmetic(quantize, factor, dequantize, sigmoid=sigmoid, silu=silu, convolve=convolve)

@@ -29,6 +29,17 @@ def quantize(x: Tensor, grid: QuantGrid) -> Tensor:
     return torch.round(steps) - zero_point
 
 
+def quantize_apart(x: Tensor, grid: QuantGrid) -> Tensor:
+    """As :func:`quantize`, but multiplies and adds in steps of their own."""
+    low, high, zero_point = _range(grid)
+    return _in_steps(x, low, high) - zero_point
+
+
+def _in_steps(x: Tensor, low: np.float32, high: np.float32) -> Tensor:
+    factor = STEPS / (high - low)
+    return torch.round(x * float(factor) + float(-low * factor))
+
+
 def factor(scales: LayerScales) -> Tensor:
     """Returns scale_input * scale_weight."""
     return scales.input * scales.weight
@@ -47,10 +58,7 @@ def add(x: Tensor, residual: Tensor, residual_grid: QuantGrid, result: QuantGrid
     steps = (x - float(np.float32(zero_point) * scale)) * float(np.float32(1) / scale)
     steps += torch.round(residual / float(scale)) + zero_point
     low, high, result_zero_point = _range(result)
-    low, high = low / scale, high / scale
-    factor = STEPS / (high - low)
-    integers = torch.round(steps * float(factor) + float(-low * factor)) - result_zero_point
-    return integers * float(result.scale[0])
+    return (_in_steps(steps, low / scale, high / scale) - result_zero_point) * float(result.scale[0])
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -84,4 +92,4 @@ def _range(grid: QuantGrid) -> tuple[np.float32, np.float32, int]:
     return np.float32(-zero_point * scale), np.float32((255 - zero_point) * scale), zero_point
 
 
-ARITHMETIC = Arithmetic(quantize, factor, dequantize, add, sigmoid, convolve)
+ARITHMETIC = Arithmetic(quantize, factor, dequantize, add, quantize_apart, sigmoid, convolve)
