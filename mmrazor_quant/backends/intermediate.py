@@ -22,6 +22,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
+from mmrazor_quant.graph.fold import bake_norms
+from mmrazor_quant.tracing.island import Island, islands_of
 
 from .grid import QuantGrid
 
@@ -146,8 +148,8 @@ def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], 
         model: a :class:`mmrazor_quant.algorithms.GeneralQuant`; left as it is.
 
     Returns:
-        A copy of its architecture, on the CPU, with baked weights; the grids of the weights, by path of the parameter;
-        those of the activation quantizers, by path.
+        A copy of its architecture, on the CPU, with baked weights and batch norms; the grids of the weights, by path
+        of the parameter; those of the activation quantizers, by path.
 
     Raises:
         ValueError: a fake quantizer that has no grid of whole numbers.
@@ -162,7 +164,11 @@ def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], 
     weights = {site.weight: grids[site.quantizer] for site in model.inserted.weights}
     activations = {path: grids[path] for path, _ in model.act_quantizers()}
     _check_activations(activations)
-    return model.bake(), weights, activations
+    network = model.bake()
+    for module in islands_of(network).values():
+        # Those of float layers. Every backend folds them, each with roundings of its own.
+        bake_norms(list(Island.of(module).graphs()), module)
+    return network, weights, activations
 
 
 def without_quantizers(network: Intermediate) -> Intermediate:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 
+import torch
 from torch import fx, nn
 from torch.fx import Node
 
-from .layers import BATCH_NORM_TYPES, LAYER_TYPES, is_linear_in_weight
+from .layers import BATCH_NORM_TYPES, LAYER_TYPES, folded_bias, folded_weight, is_linear_in_weight
 
 _NORM_FORWARDS = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward)
 """A batch norm with a forward of its own may compute anything."""
@@ -61,6 +62,22 @@ def fold(graph: fx.Graph, root: nn.Module, pairs: dict[str, str]) -> fx.Graph:
             node.meta['folded_norm'] = norm.target
             graph.erase_node(norm)
     return graph
+
+
+@torch.no_grad()
+def bake_norms(graphs: list[fx.Graph], root: nn.Module) -> None:
+    """Puts the batch norms that can be folded into the weights of the layers before them, for evaluation.
+
+    Args:
+        graphs: all graphs of an island, which stay as they are: a norm becomes an identity.
+        root: the island's module; changed in place.
+    """
+    for layer_path, norm_path in find_foldable(graphs, root).items():
+        layer, norm = root.get_submodule(layer_path), root.get_submodule(norm_path)
+        weight, bias = folded_weight(layer, norm), folded_bias(layer, norm)
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+        parent, _, name = norm_path.rpartition('.')
+        root.get_submodule(parent)._modules[name] = nn.Identity()
 
 
 def _is(node: Node, root: nn.Module, types: tuple[type, ...]) -> bool:

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import Net, calibrate, images, qconfig, quantized
 from torch import Tensor, nn
 
 from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module
 from mmrazor_quant.backends.intermediate import export_intermediate
 from mmrazor_quant.backends.session import run
-from mmrazor_quant.backends.simulation import IntegerLayer, Quantize, ResidualAdd, arithmetic_of, simulated
+from mmrazor_quant.backends.simulation import FloatLayer, IntegerLayer, Quantize, ResidualAdd, arithmetic_of, simulated
 
 SHAPE = (3, 32, 32)
 RANGE = dict(bit=8, is_symmetry=True, is_symmetric_range=True)
@@ -47,12 +48,41 @@ def deep() -> nn.Module:
     torch.manual_seed(0)
     blocks = [*(Block(16, 16) for _ in range(4)), Block(16, 24, 2), *(Block(24, 24) for _ in range(4))]
     stem, head = nn.Conv2d(3, 16, 3, 2, 1), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
-    network = nn.Sequential(stem, nn.ReLU6(), *blocks, *head).train()
-    norms = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.normal_(norm.weight, 1.5, 0.5)
-        nn.init.normal_(norm.bias)
-        norm.momentum = None
+    return with_statistics(nn.Sequential(stem, nn.ReLU6(), *blocks, *head))
+
+
+class Stage(nn.Module):
+    """Depthwise and pointwise convolutions with SiLU, one branch beside another, and both together."""
+
+    def __init__(self, source: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(source, source, 3, stride, 1, groups=source, bias=False)
+        self.pointwise, self.branch = nn.Conv2d(source, channels, 1, bias=False), nn.Conv2d(channels, 16, 1)
+        self.norm, self.norm2 = nn.BatchNorm2d(source), nn.BatchNorm2d(channels)
+        self.last = nn.Conv2d(channels + 16, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.depthwise(x))
+        x = self.norm2(self.pointwise(x * torch.sigmoid(x)))
+        x = F.silu(x)
+        return F.silu(self.last(torch.cat([x, F.silu(self.branch(x))], 1)))
+
+
+def smooth() -> nn.Module:
+    """Another one, with activations that each backend approximates in its own way, and two layers in float."""
+    torch.manual_seed(0)
+    stages = [Stage(16, 16), *(Stage(16, 16) for _ in range(3)), Stage(16, 32, 2), *(Stage(32, 32) for _ in range(3))]
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), *stages, nn.Conv2d(32, 8, 1))
+    return with_statistics(network)
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Gives batch norms random weights, and the statistics of images."""
+    for norm in network.train().modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight, 1.5, 0.5)
+            nn.init.normal_(norm.bias)
+            norm.momentum = None
     with torch.no_grad():
         for seed in range(8):
             network(2 * images(16, SHAPE, seed))
@@ -69,25 +99,48 @@ def counted(network: nn.Module) -> Counter:
     return Counter(type(module) for module in network.modules())
 
 
+def deployed(model, backend: str, x: Tensor, folder) -> Tensor:
+    for package in {'ncnn': ('ncnn', 'pnnx')}.get(backend, (backend,)):
+        pytest.importorskip(package, reason=f'the package {package} is not installed')
+    network = export_intermediate(model, x[:1], lambda net, x: net(x))
+    file = backend_module(backend, 'exporter').write(network, folder)
+    (found,) = run(backend_module(backend, 'runtime').Session(file), x)
+    return found
+
+
 @pytest.mark.parametrize('backend', CONFIGS)
 @torch.no_grad()
 def test_a_deep_network_gives_what_its_file_gives(backend, tmp_path):
-    for package in {'ncnn': ('ncnn', 'pnnx')}.get(backend, (backend,)):
-        pytest.importorskip(package, reason=f'the package {package} is not installed')
     model, x = prepared(deep(), backend), images(8, SHAPE, 99)
-    network = export_intermediate(model, x[:1], lambda net, x: net(x))
-    file = backend_module(backend, 'exporter').write(network, tmp_path)
-    (deployed,) = run(backend_module(backend, 'runtime').Session(file), x)
-
+    expected = deployed(model, backend, x, tmp_path)
     simulation = simulated(model, arithmetic_of(backend))
     found = counted(simulation)
     # The last layer's result is not quantized, and so ONNX Runtime has it in float; nor is that of the last addition.
     assert found[IntegerLayer] == (28 if backend == 'onnxruntime' else 29)
     assert found[ResidualAdd] == (7 if backend == 'openvino' else 0)
     assert found[Quantize] == len(list(model.act_quantizers()))
-    size = deployed.abs().max().item()
-    assert (simulation(x) - deployed).abs().max().item() < 1e-5 * size
-    assert (model.architecture(x) - deployed).abs().max().item() > 1e-3 * size, 'training rounds otherwise'
+    size = expected.abs().max().item()
+    assert (simulation(x) - expected).abs().max().item() < 1e-5 * size
+    assert (model.architecture(x) - expected).abs().max().item() > 1e-3 * size, 'training rounds otherwise'
+
+
+@pytest.mark.parametrize('backend', CONFIGS)
+@torch.no_grad()
+def test_what_is_float_between_quantizers(backend, tmp_path):
+    # The kinds of float convolutions that were compared: ONNX Runtime has other kernels for weights that are not
+    # quantized either, OpenVINO for those that are not depthwise.
+    names = ('2.depthwise',) if backend == 'openvino' else ('2.depthwise', '2.pointwise')
+    schemes = dict(a_qscheme='float') if backend == 'onnxruntime' else dict(w_qscheme='float', a_qscheme='float')
+    overrides = [dict(name=name, **schemes) for name in names]
+    model, x = prepared(smooth(), backend, config={**CONFIGS[backend], 'overrides': overrides}), images(8, SHAPE, 99)
+    expected = deployed(model, backend, x, tmp_path)
+    simulation = simulated(model, arithmetic_of(backend))
+    found = counted(simulation)
+    assert found[FloatLayer] == {'onnxruntime': 3, 'openvino': 1, 'ncnn': 2}[backend]
+    assert found[IntegerLayer] == 34 - found[FloatLayer]
+    size = expected.abs().max().item()
+    assert (simulation(x) - expected).abs().max().item() < 1e-5 * size
+    assert (model.architecture(x) - expected).abs().max().item() > 1e-3 * size, 'training rounds otherwise'
 
 
 def test_the_model_stays_as_it_was():

@@ -9,7 +9,7 @@ model = dict(
         qconfig=dict(
             w_qscheme=dict(is_symmetry=True, is_symmetric_range=True),
             a_qscheme=dict(is_symmetry=True, is_symmetric_range=True),
-            overrides=[dict(name=name, a_qscheme='float') for name in float_layers],
+            overrides=[dict(name=name, w_qscheme='float', a_qscheme='float') for name in float_layers],
         ),
     )
 )

@@ -92,4 +92,6 @@ def _range(grid: QuantGrid) -> tuple[np.float32, np.float32, int]:
     return np.float32(-zero_point * scale), np.float32((255 - zero_point) * scale), zero_point
 
 
-ARITHMETIC = Arithmetic(quantize, factor, dequantize, add, quantize_apart, sigmoid, convolve)
+ARITHMETIC = Arithmetic(
+    quantize, factor, dequantize, add=add, quantize_apart=quantize_apart, sigmoid=sigmoid, convolve=convolve
+)
