@@ -20,7 +20,7 @@ from .session import Session, run
 REPORT = 'deploy.json'
 """What was exported, beside the file."""
 
-DEPLOYABLE = ('onnxruntime', 'openvino', 'ncnn', 'snpe', 'tensorrt')
+DEPLOYABLE = ('onnxruntime', 'onnxruntime_dynamic', 'openvino', 'ncnn', 'snpe', 'tensorrt')
 """Backends with an exporter and a runtime here."""
 
 

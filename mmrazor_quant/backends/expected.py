@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import onnx
 
-from .intermediate import DOMAIN, FAKE_QUANT, Intermediate
+from .intermediate import DOMAIN, Intermediate
 from .rules import Rules
 
 
@@ -53,7 +53,7 @@ def _is_quantized(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
     """Tells whether a tensor comes from a quantizer, through operations that move values only."""
     while tensor in producers:
         node = producers[tensor]
-        if node.domain == DOMAIN and node.op_type == FAKE_QUANT:
+        if node.domain == DOMAIN:
             return True
         if node.op_type not in _MOVES:
             return False
@@ -73,7 +73,7 @@ def _is_result(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], o
             return True
         for reader in readers[tensor]:
             is_layer = reader.op_type in ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
-            is_quantizer = reader.domain == DOMAIN and reader.op_type == FAKE_QUANT
+            is_quantizer = reader.domain == DOMAIN
             if not (is_layer or is_quantizer or reader.name in seen):
                 seen.add(reader.name)
                 tensors += reader.output

@@ -1,8 +1,9 @@
 """The form that all backends start from: ONNX with one custom node per fake quantizer, and the grids of the weights.
 
 Activation quantizers are nodes ``mmrazor_quant::FakeQuant(x, scale, zero_point)`` with the attributes ``axis``,
-``quant_min`` and ``quant_max``. Weights are float initializers that lie on their grid, batch norms are folded; what
-integers they are is known by the names of the initializers, which are those of the parameters.
+``quant_min`` and ``quant_max``, dynamic ones ``mmrazor_quant::DynamicFakeQuant(x)``. Weights are float initializers
+that lie on their grid, batch norms are folded; what integers they are is known by the names of the initializers, which
+are those of the parameters.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
+from mmrazor_quant.fake_quants import DynamicFakeQuantize
 from mmrazor_quant.graph.fold import bake_norms
 from mmrazor_quant.tracing.island import Island, islands_of
 
 from .grid import QuantGrid
 
-DOMAIN, FAKE_QUANT = 'mmrazor_quant', 'FakeQuant'
+DOMAIN, FAKE_QUANT, DYNAMIC_FAKE_QUANT = 'mmrazor_quant', 'FakeQuant', 'DynamicFakeQuant'
 OPSET = 17
 
 PREFIX = 'network.'
@@ -94,6 +96,40 @@ class FakeQuantNode(nn.Module):
         return _Emit.apply(x, self.scale, self.zero_point, *self.numbers)
 
 
+class _EmitDynamic(torch.autograd.Function):
+    """Dynamic fake quantization that the exporter writes as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantizer: nn.Module) -> Tensor:
+        return quantizer(x)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, quantizer: nn.Module) -> Any:
+        node = g.op(f'{DOMAIN}::{DYNAMIC_FAKE_QUANT}', x)
+        node.setType(x.type())
+        return node
+
+
+class DynamicFakeQuantNode(nn.Module):
+    """Stands for a dynamic activation quantizer in a network to be exported.
+
+    Args:
+        quantizer: the quantizer.
+    """
+
+    def __init__(self, quantizer: DynamicFakeQuantize) -> None:
+        super().__init__()
+        self.quantizer, self.has_run = quantizer, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize."""
+        self.has_run = True
+        return _EmitDynamic.apply(x, self.quantizer)
+
+
+NODES = FakeQuantNode, DynamicFakeQuantNode
+
+
 def tensors_of(outputs: Any) -> list[Tensor]:
     """Returns the tensors among outputs nested in any way."""
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -132,9 +168,11 @@ def export_intermediate(
         RuntimeError: the model is not calibrated.
     """
     network, weights, activations = bake_with_grids(model)
-    for path, grid in activations.items():
-        parent, _, name = path.rpartition('.')
-        network.get_submodule(parent)._modules[name] = FakeQuantNode(grid)
+    nodes = {path: FakeQuantNode(grid) for path, grid in activations.items()}
+    dynamic_quantizers = {p: m for p, m in network.named_modules() if isinstance(m, DynamicFakeQuantize)}
+    nodes |= {path: DynamicFakeQuantNode(quantizer) for path, quantizer in dynamic_quantizers.items()}
+    for path, node in nodes.items():
+        network.set_submodule(path, node)
     module, images = _Tensors(network, forward).eval(), images.cpu()
     proto = _export(module, images, dynamic)
     named = {_initializer_name(network, weight): grid for weight, grid in weights.items()}
@@ -149,7 +187,7 @@ def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], 
 
     Returns:
         A copy of its architecture, on the CPU, with baked weights and batch norms; the grids of the weights, by path
-        of the parameter; those of the activation quantizers, by path.
+        of the parameter; those of the activation quantizers, by path, but for dynamic ones.
 
     Raises:
         ValueError: a fake quantizer that has no grid of whole numbers.
@@ -158,11 +196,10 @@ def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], 
     model = copy.deepcopy(model).cpu().eval()
     model.set_quant_state(False, True, False, True)
     _settle_weights(model)
-    grids = {
-        path: QuantGrid.of(quantizer, path) for path, quantizer in (*model.weight_quantizers(), *model.act_quantizers())
-    }
+    static = [(path, m) for path, m in model.act_quantizers() if not isinstance(m, DynamicFakeQuantize)]
+    grids = {path: QuantGrid.of(quantizer, path) for path, quantizer in (*model.weight_quantizers(), *static)}
     weights = {site.weight: grids[site.quantizer] for site in model.inserted.weights}
-    activations = {path: grids[path] for path, _ in model.act_quantizers()}
+    activations = {path: grids[path] for path, _ in static}
     _check_activations(activations)
     network = model.bake()
     for module in islands_of(network).values():
@@ -181,7 +218,7 @@ def without_quantizers(network: Intermediate) -> Intermediate:
     nodes, passed = [], {}
     for node in proto.graph.node:
         node.input[:] = [passed.get(name, name) for name in node.input]
-        if node.domain == DOMAIN and node.op_type == FAKE_QUANT:
+        if node.domain == DOMAIN:
             passed[node.output[0]] = node.input[0]
         else:
             nodes.append(node)
@@ -192,7 +229,7 @@ def without_quantizers(network: Intermediate) -> Intermediate:
     proto.graph.node.extend(kept)
     module = copy.deepcopy(network.module)
     for path, child in list(module.named_modules()):
-        if isinstance(child, FakeQuantNode):
+        if isinstance(child, NODES):
             module.set_submodule(path, nn.Identity())
     return Intermediate(proto, {}, {}, module, network.images, network.dynamic)
 
@@ -245,7 +282,7 @@ def _export(network: nn.Module, images: Tensor, dynamic: Sequence[int]) -> onnx.
 
 def _take_run(network: nn.Module) -> set[str]:
     """Returns the paths of the quantizers that have run since this was asked before."""
-    found = {path: m for path, m in network.named_modules() if isinstance(m, FakeQuantNode) and m.has_run}
+    found = {path: m for path, m in network.named_modules() if isinstance(m, NODES) and m.has_run}
     for quantizer in found.values():
         quantizer.has_run = False
     return set(found)

@@ -69,6 +69,8 @@ class Rules:
         every_result: whether, beyond that, results of all operations (of kind ``other``, too) and those that are the
             model's own are quantized.
         quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
+        is_dynamic: whether activation quantizers may take their scales from the very tensor, or have to.
+        shares: which values may share a range of a dynamic quantizer.
         weights: schemes of weights.
         activations: schemes of activations.
     """
@@ -80,6 +82,8 @@ class Rules:
     quantize_results: bool = False
     every_result: bool = False
     quantize_bias: bool = False
+    is_dynamic: tuple[bool, ...] = (False,)
+    shares: tuple[str, ...] = ('tensor',)
     weights: Limits = Limits()
     activations: Limits = Limits()
 

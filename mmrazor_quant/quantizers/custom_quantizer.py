@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from mmrazor_quant.backends import BACKENDS
-from mmrazor_quant.backends.rules import RESIDUAL
+from mmrazor_quant.backends.rules import RESIDUAL, Rules
 from mmrazor_quant.codebases import Example
 from mmrazor_quant.fake_quants import DynamicFakeQuantize, FakeQuantize
 from mmrazor_quant.graph.convert import baked_parameters, convert_graph, convert_weights
@@ -76,6 +76,8 @@ class CustomQuantizer:
             # Unknown types and arguments show before the model is captured.
             quantizer = config.build()
             self.rules.limits(config.kind).check(config.scheme, f'{config.field}_qscheme', backend)
+            if config.kind == 'a':
+                _check_dynamic(quantizer, config, self.rules)
             if self.quantize_bias and config.kind == 'a':
                 _check_bias_input(quantizer, config)
         self.is_qat = is_qat
@@ -212,6 +214,16 @@ def _check_bn_folding(value: Any) -> str:
     if value not in ('running', 'batch'):
         raise ValueError(f"quantizer.bn_folding: got {value!r}, allowed: 'running', 'batch'")
     return value
+
+
+def _check_dynamic(quantizer: nn.Module, config: TensorConfig, rules: Rules) -> None:
+    is_dynamic = isinstance(quantizer, DynamicFakeQuantize)
+    field, where = f'{config.field}_fake_quant', f"allowed with quantizer.backend='{rules.name}'"
+    if is_dynamic not in rules.is_dynamic:
+        allowed = 'mmrazor.DynamicFakeQuantize' if rules.is_dynamic == (True,) else 'static ones'
+        raise ValueError(f'{field}.type: got {type(quantizer).__name__}, {where}: {allowed}')
+    if is_dynamic and quantizer.share not in rules.shares:
+        raise ValueError(f'{field}.share: got {quantizer.share!r}, {where}: {", ".join(map(repr, rules.shares))}')
 
 
 def _check_bias_input(quantizer: nn.Module, config: TensorConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -194,6 +195,22 @@ def test_the_float_file_is_the_network_without_its_activations_grids(tmp_path):
     model.set_quant_state(False, True, False, False)
     found = torch.from_numpy(session.run(None, {'input': x.numpy()})[0])
     torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_four_bits_take_half_a_byte(tmp_path):
+    files = {}
+    for name in ('asymmetric', '4-bit weights'):
+        (tmp_path / name).mkdir()
+        files[name] = exporter.write(exported(prepared(name)), tmp_path / name)
+    kinds = {
+        name: Counter(i.data_type for i in onnx.load(str(file)).graph.initializer if 'weight.integers' in i.name)
+        for name, file in files.items()
+    }
+    count = kinds['asymmetric'][onnx.TensorProto.INT8]
+    assert count > 3 and kinds['asymmetric'] == {onnx.TensorProto.INT8: count}
+    assert kinds['4-bit weights'] == {onnx.TensorProto.INT4: count}
+    stored = [i for i in onnx.load(str(files['4-bit weights'])).graph.initializer if 'weight.integers' in i.name]
+    assert all(len(i.raw_data) + len(i.int32_data) <= (np.prod(i.dims) + 1) // 2 for i in stored)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

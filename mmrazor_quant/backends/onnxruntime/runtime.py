@@ -12,7 +12,10 @@ import onnxruntime
 
 from mmrazor_quant.backends.session import Layers
 
-INTEGER = ('QLinearConv', 'QLinearMatMul', 'QGemm', 'ConvInteger', 'MatMulInteger', 'MatMulIntegerToFloat')
+INTEGER = (
+    'QLinearConv', 'QLinearMatMul', 'QGemm', 'ConvInteger', 'MatMulInteger', 'MatMulIntegerToFloat',
+    'DynamicQuantizeMatMul',
+)  # fmt: skip
 FLOAT = ('Conv', 'FusedConv', 'Gemm', 'FusedGemm', 'MatMul', 'FusedMatMul', 'ConvTranspose')
 
 

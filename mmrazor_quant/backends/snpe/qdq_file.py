@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, version_converter
 
 from mmrazor_quant.backends.intermediate import Intermediate
 from mmrazor_quant.backends.qdq import Writer, to_qdq
@@ -35,7 +35,20 @@ def to_qnn(network: Intermediate) -> onnx.ModelProto:
     """
     model = to_qdq(network, QNNWriter)
     _quantize_biases(model)
+    small = [name for name, grid in network.weights.items() if grid.quant_max - grid.quant_min < 2**4]
+    if small:
+        model = _in_four_bits(model, {f'{name}.{part}' for name in small for part in ('integers', 'zero_point')})
     onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _in_four_bits(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Stores initializers as INT4, which ONNX has from opset 21 on."""
+    model = version_converter.convert_version(model, 21)
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
     return model
 
 
