@@ -6,7 +6,6 @@ import copy
 import functools
 import importlib
 import importlib.util
-import operator
 from collections.abc import Callable
 
 import torch
@@ -32,6 +31,10 @@ _MOVING_MODULES = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.modules.dropout._Dr
 _MONOTONE = frozenset({'relu', 'relu_', 'relu6', 'hardtanh', 'clamp'})
 _MONOTONE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 """Operations that give the same whether rounding to a grid that has their bounds comes before them or behind."""
+
+
+_GRID = '_grid'
+"""Behind the name of a weight: the attribute that has its grid."""
 
 
 def arithmetic_of(backend: str) -> Arithmetic | None:
@@ -64,10 +67,13 @@ def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
     for path, grid in activations.items():
         parent, _, name = path.rpartition('.')
         network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic.quantize)
-    grids = {operator.attrgetter(path)(network): grid for path, grid in weights.items()}
+    for path, grid in weights.items():
+        owner, _, name = path.rpartition('.')
+        setattr(network.get_submodule(owner), f'{name}{_GRID}', grid)
     for module in islands_of(network).values():
-        lower = functools.partial(_put_into_integers, root=module, grids=grids, arithmetic=arithmetic)
-        Island.of(module).map_graphs(lambda graph: graph, lower)
+        island = Island.of(module)
+        island.map_graphs(functools.partial(_put_into_integers, root=module, arithmetic=arithmetic))
+        island.recapture = functools.partial(_recapture, island.recapture, arithmetic)
     parameter = next(model.parameters(), None)
     return network.eval() if parameter is None else network.eval().to(parameter.device)
 
@@ -209,9 +215,13 @@ def _per_output(values: Tensor, layer: nn.Module) -> Tensor:
     return values.reshape(-1, *[1] * len(layer.kernel_size))
 
 
-def _put_into_integers(
-    graph: fx.Graph, root: nn.Module, grids: dict[Tensor, QuantGrid], arithmetic: Arithmetic
+def _recapture(
+    recapture: Callable[..., fx.Graph], arithmetic: Arithmetic, module: nn.Module, *call: object
 ) -> fx.Graph:
+    return _put_into_integers(recapture(module, *call), module, arithmetic)
+
+
+def _put_into_integers(graph: fx.Graph, root: nn.Module, arithmetic: Arithmetic) -> fx.Graph:
     """Replaces layers of which the weight, the input and maybe the result are quantized, and additions behind them."""
     graph = copy.deepcopy(graph)
     adds = {site.node for site in find_sites(graph, root) if site.kind == ADD}
@@ -219,18 +229,19 @@ def _put_into_integers(
         if node in adds:
             _replace_add(node, root, arithmetic)
         elif node.op == 'call_module':
-            _replace_layer(node, root, grids, arithmetic)
+            _replace_layer(node, root, arithmetic)
         _replace_quantizer(node, root, arithmetic)
         _replace_logistic(node, root, arithmetic)
     graph.lint()
     return graph
 
 
-def _replace_layer(node: Node, root: nn.Module, grids: dict[Tensor, QuantGrid], arithmetic: Arithmetic) -> None:
+def _replace_layer(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
     layer = root.get_submodule(node.target)
     if not isinstance(layer, LAYER_TYPES) or type(layer).forward not in PLAIN_FORWARDS:
         return
-    weight, source, result = grids.get(layer.weight), _grid_of(node.args[0], root), _grid_behind(node, root)
+    weight = getattr(layer, f'weight{_GRID}', None)
+    source, result = _grid_of(node.args[0], root), _grid_behind(node, root)
     if weight is not None and source is not None and (result is not None or not arithmetic.needs_result):
         node.target = _add_module(root, IntegerLayer(layer, weight, source, result, arithmetic))
     elif arithmetic.convolve is not None and can_convolve(layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 
@@ -150,6 +151,16 @@ def test_the_model_stays_as_it_was():
         simulated(model, arithmetic_of('onnxruntime'))
         assert torch.equal(model.architecture(x), before)
     assert not counted(model)[Quantize]
+
+
+@torch.no_grad()
+def test_copies_and_other_sizes_compute_alike(tmp_path):
+    model = prepared(deep(), 'onnxruntime')
+    simulation, arithmetic = simulated(model, arithmetic_of('onnxruntime')), arithmetic_of('onnxruntime')
+    again, x = copy.deepcopy(simulation), images(8, (3, 64, 48), 99)
+    assert torch.equal(again(x), simulation(x))
+    assert torch.equal(simulation(x), simulated(model, arithmetic)(x))
+    assert not torch.equal(simulation(x), model.architecture(x)), 'training rounds otherwise'
 
 
 def test_backends_of_which_nothing_is_known():
