@@ -64,6 +64,9 @@ def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         RuntimeError: the model is not calibrated.
     """
     network, weights, activations = bake_with_grids(model)
+    parameter = next(model.parameters(), None)
+    # Before layers are looked at: which type is exact hangs on the device.
+    network = network if parameter is None else network.to(parameter.device)
     for path, grid in activations.items():
         parent, _, name = path.rpartition('.')
         network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic.quantize)
@@ -74,8 +77,7 @@ def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         island = Island.of(module)
         island.map_graphs(functools.partial(_put_into_integers, root=module, arithmetic=arithmetic))
         island.recapture = functools.partial(_recapture, island.recapture, arithmetic)
-    parameter = next(model.parameters(), None)
-    return network.eval() if parameter is None else network.eval().to(parameter.device)
+    return network.eval()
 
 
 class Quantize(nn.Module):
