@@ -48,6 +48,9 @@ class Arithmetic:
             integers; the bias may be None.
         add: ``(x, residual, residual_grid, result)``: the quantized sum of a layer's result, which is not quantized,
             and of one that is; None: added as floats.
+        add_quantized: ``(x, x_grid, y, y_grid, result)``: the quantized sum of two that are; None: added as floats.
+        stored: ``(grid, is_not_negative)``: a grid as it is in the file, which all others here are given; whether the
+            values come from an operation without negative results. None: as it is.
         sigmoid: the logistic function of float32 values; None: PyTorch's.
         silu: SiLU of float32 values; None: the argument times its sigmoid.
         convolve: ``(layer, x)``: a convolution in float, for which :func:`can_convolve` holds; None: PyTorch's.
@@ -59,6 +62,8 @@ class Arithmetic:
     factor: Callable[[LayerScales], Tensor]
     layer: Callable[[Tensor, Tensor, Tensor | None, LayerScales], Tensor]
     add: Callable[[Tensor, Tensor, QuantGrid, QuantGrid], Tensor] | None = None
+    add_quantized: Callable[[Tensor, QuantGrid, Tensor, QuantGrid, QuantGrid], Tensor] | None = None
+    stored: Callable[[QuantGrid, bool], QuantGrid] | None = None
     quantize_apart: Callable[[Tensor, QuantGrid], Tensor] | None = None
     sigmoid: Callable[[Tensor], Tensor] | None = None
     silu: Callable[[Tensor], Tensor] | None = None

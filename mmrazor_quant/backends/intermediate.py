@@ -13,7 +13,8 @@ import copy
 import io
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,10 +203,18 @@ def bake_with_grids(model: nn.Module) -> tuple[nn.Module, dict[str, QuantGrid], 
     activations = {path: grids[path] for path, _ in static}
     _check_activations(activations)
     network = model.bake()
-    for module in islands_of(network).values():
-        # Those of float layers. Every backend folds them, each with roundings of its own.
-        bake_norms(list(Island.of(module).graphs()), module)
+    _fold_float_layers(network, weights)
     return network, weights, activations
+
+
+def _fold_float_layers(network: nn.Module, weights: Iterable[str]) -> None:
+    """Folds the batch norms of float layers: every backend does, each with roundings of its own."""
+    roots = list(islands_of(network).values())
+    counts = Counter(module for root in roots for module in root.modules())
+    quantized = {network.get_submodule(path.rpartition('.')[0]) for path in weights}
+    kept = quantized | {module for module, count in counts.items() if count > 1}
+    for root in roots:
+        bake_norms(list(Island.of(root).graphs()), root, kept)
 
 
 def without_quantizers(network: Intermediate) -> Intermediate:

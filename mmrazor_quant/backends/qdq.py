@@ -147,6 +147,12 @@ def as_uint8(grid: QuantGrid, is_not_negative: bool) -> tuple[int, int, int]:
     return low, grid.quant_max + shift, zero_point + shift
 
 
+def stored_grid(grid: QuantGrid, is_not_negative: bool) -> QuantGrid:
+    """Returns a grid as it is in the file; see :func:`as_uint8`."""
+    low, high, zero_point = as_uint8(grid, is_not_negative)
+    return QuantGrid(grid.scale, np.array([zero_point]), low, high, -1)
+
+
 def grid_of(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> QuantGrid:
     """Returns the grid of a FakeQuant node.
 

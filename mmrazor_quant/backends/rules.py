@@ -21,6 +21,7 @@ class Limits:
         is_per_channel: allowed values of the scheme's field.
         is_signed: whether the integers may be signed, or have to be.
         is_symmetric_range: allowed values of the scheme's field.
+        is_pot_scale: allowed values of the scheme's field.
     """
 
     bit: int = 32
@@ -29,6 +30,7 @@ class Limits:
     is_per_channel: tuple[bool, ...] = (False, True)
     is_signed: tuple[bool, ...] = (False, True)
     is_symmetric_range: tuple[bool, ...] = (False, True)
+    is_pot_scale: tuple[bool, ...] = (False, True)
 
     def check(self, scheme: QScheme, field: str, backend: str) -> None:
         """Refuses a scheme that the backend cannot run.
@@ -47,7 +49,7 @@ class Limits:
             raise ValueError(f'{field}.bit: got {scheme.bit}, {where}: {allowed}')
         values = dict(
             is_symmetry=scheme.is_symmetry, is_per_channel=scheme.is_per_channel, is_signed=scheme.signed,
-            is_symmetric_range=scheme.is_symmetric_range,
+            is_symmetric_range=scheme.is_symmetric_range, is_pot_scale=scheme.is_pot_scale,
         )  # fmt: skip
         for name, value in values.items():
             allowed = getattr(self, name)

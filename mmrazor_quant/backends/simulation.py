@@ -6,12 +6,13 @@ import copy
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.graph.layers import LAYER_TYPES, PLAIN_FORWARDS, call_layer, channel_axis
 from mmrazor_quant.graph.sites import ADD, find_sites
 from mmrazor_quant.tracing.island import Island, islands_of
@@ -32,6 +33,15 @@ _MONOTONE = frozenset({'relu', 'relu_', 'relu6', 'hardtanh', 'clamp'})
 _MONOTONE_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 """Operations that give the same whether rounding to a grid that has their bounds comes before them or behind."""
 
+
+_NOT_NEGATIVE = frozenset({'relu', 'relu_', 'sigmoid', 'sigmoid_', 'softmax'})
+_NOT_NEGATIVE_MODULES = (nn.ReLU, nn.Sigmoid, nn.Softmax)
+_KEEP_SIGNS = frozenset({'view', 'reshape', 'flatten', 'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d'})
+_KEEP_SIGNS_MODULES = (nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""What :mod:`.qdq` names as operations of ONNX."""
+
+_OWN = 'simulated'
+"""The attribute of an island that has what takes the place of its operations; no child, which the module may run."""
 
 _GRID = '_grid'
 """Behind the name of a weight: the attribute that has its grid."""
@@ -63,13 +73,10 @@ def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         ValueError: a fake quantizer that has no grid of whole numbers.
         RuntimeError: the model is not calibrated.
     """
-    network, weights, activations = bake_with_grids(model)
+    network, weights, _ = bake_with_grids(model)
     parameter = next(model.parameters(), None)
     # Before layers are looked at: which type is exact hangs on the device.
     network = network if parameter is None else network.to(parameter.device)
-    for path, grid in activations.items():
-        parent, _, name = path.rpartition('.')
-        network.get_submodule(parent)._modules[name] = Quantize(grid, arithmetic.quantize)
     for path, grid in weights.items():
         owner, _, name = path.rpartition('.')
         setattr(network.get_submodule(owner), f'{name}{_GRID}', grid)
@@ -132,10 +139,10 @@ class IntegerLayer(nn.Module):
         for name, tensor in {**buffers, 'factor': factor, 'bias': bias}.items():
             self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Run the layer on values that lie on the grid of its input."""
         integers = torch.round(x / self.step).to(self.weight.dtype)
-        sums = call_layer(self.layer, integers, self.weight, self.start, *args, **kwargs)
+        sums = call_layer(self.layer, integers, self.weight, self.start)
         return self.arithmetic.layer(sums.to(torch.float32), self.factor, self.bias, self.scales)
 
 
@@ -190,22 +197,35 @@ class Logistic(nn.Module):
         return self.function(x)
 
 
-class ResidualAdd(nn.Module):
-    """An addition to the result of a layer, and the quantization of the sum, as one.
+class _Silu:
+    """SiLU by way of a logistic function."""
+
+    def __init__(self, sigmoid: Callable[[Tensor], Tensor]) -> None:
+        self.sigmoid = sigmoid
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.sigmoid(x)
+
+
+class Addition(nn.Module):
+    """An addition and the quantization of the sum, as one.
 
     Args:
-        residual: grid of the second input.
+        grids: of both inputs; None for the first if it is not quantized.
         result: grid of the sum.
         arithmetic: how the backend computes.
     """
 
-    def __init__(self, residual: QuantGrid, result: QuantGrid, arithmetic: Arithmetic) -> None:
+    def __init__(self, grids: Sequence[QuantGrid | None], result: QuantGrid, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self.grids, self.arithmetic = (residual, result), arithmetic
+        self.grids, self.result, self.arithmetic = grids, result, arithmetic
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Add."""
-        return self.arithmetic.add(x, residual, *self.grids)
+        first, second = self.grids
+        if first is None:
+            return self.arithmetic.add(x, y, second, self.result)
+        return self.arithmetic.add_quantized(x, first, y, second, self.result)
 
 
 def _per_output(values: Tensor, layer: nn.Module) -> Tensor:
@@ -224,15 +244,16 @@ def _recapture(
 
 
 def _put_into_integers(graph: fx.Graph, root: nn.Module, arithmetic: Arithmetic) -> fx.Graph:
-    """Replaces layers of which the weight, the input and maybe the result are quantized, and additions behind them."""
+    """Replaces quantizers, layers of which the weight, the input and maybe the result are quantized, and additions."""
     graph = copy.deepcopy(graph)
+    for node in graph.nodes:
+        _replace_quantizer(node, root, arithmetic)
     adds = {site.node for site in find_sites(graph, root) if site.kind == ADD}
     for node in list(graph.nodes):
         if node in adds:
             _replace_add(node, root, arithmetic)
         elif node.op == 'call_module':
             _replace_layer(node, root, arithmetic)
-        _replace_quantizer(node, root, arithmetic)
         _replace_logistic(node, root, arithmetic)
     graph.lint()
     return graph
@@ -242,31 +263,49 @@ def _replace_layer(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
     layer = root.get_submodule(node.target)
     if not isinstance(layer, LAYER_TYPES) or type(layer).forward not in PLAIN_FORWARDS:
         return
-    weight = getattr(layer, f'weight{_GRID}', None)
-    source, result = _grid_of(node.args[0], root), _grid_behind(node, root)
+    x, weight = node.all_input_nodes[0], getattr(layer, f'weight{_GRID}', None)
+    source, result = _grid_of(x, root), _grid_behind(node, root)
+    if len(node.args) + len(node.kwargs) > 1:  # the size of a transposed convolution's result
+        return
     if weight is not None and source is not None and (result is not None or not arithmetic.needs_result):
-        node.target = _add_module(root, IntegerLayer(layer, weight, source, result, arithmetic))
+        _call_instead(node, root, IntegerLayer(layer, weight, source, result, arithmetic), x)
     elif arithmetic.convolve is not None and can_convolve(layer):
-        node.target = _add_module(root, FloatLayer(layer, arithmetic))
+        _call_instead(node, root, FloatLayer(layer, arithmetic), x)
 
 
 def _replace_add(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
-    if arithmetic.add is None:
-        return
     inputs, result = node.all_input_nodes, _grid_behind(node, root)
-    quantized = [(source, grid) for source in inputs if (grid := _grid_of(source, root)) is not None]
-    if len(quantized) != 1 or result is None or node.kwargs:
+    if result is None or node.kwargs:
         return
-    ((residual, grid),) = quantized
-    (other,) = (source for source in inputs if source is not residual)
-    node.op, node.target = 'call_module', _add_module(root, ResidualAdd(grid, result, arithmetic))
-    node.args = (other, residual)
+    grids = [_grid_of(source, root) for source in inputs]
+    quantized = [source for source, grid in zip(inputs, grids) if grid is not None]
+    if len(quantized) == 2 and arithmetic.add_quantized is not None:
+        _call_instead(node, root, Addition(grids, result, arithmetic), *inputs)
+    elif len(quantized) == 1 and arithmetic.add is not None:
+        # What is not quantized comes first.
+        order = sorted(zip(grids, inputs), key=lambda pair: pair[0] is not None)
+        _call_instead(node, root, Addition([g for g, _ in order], result, arithmetic), *(n for _, n in order))
 
 
 def _replace_quantizer(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
-    quantizer = _quantizer(node, root)
-    if quantizer is not None and arithmetic.quantize_apart is not None and len(node.args[0].users) > 1:
-        node.target = _add_module(root, Quantize(quantizer.grid, arithmetic.quantize_apart))
+    if node.op != 'call_module' or not isinstance(root.get_submodule(node.target), FakeQuantizeBase):
+        return
+    source = node.args[0]
+    grid = QuantGrid.of(root.get_submodule(node.target), node.target)
+    if arithmetic.stored is not None:
+        grid = arithmetic.stored(grid, _is_not_negative(source, root))
+    is_apart = arithmetic.quantize_apart is not None and len(source.users) > 1
+    quantize = arithmetic.quantize_apart if is_apart else arithmetic.quantize
+    _call_instead(node, root, Quantize(grid, quantize), source)
+
+
+def _is_not_negative(node: Node, root: nn.Module) -> bool:
+    """Tells whether values come from an operation without negative results, as the exporter looks for it."""
+    while not _is_of(node, root, _NOT_NEGATIVE, _NOT_NEGATIVE_MODULES):
+        if not _is_of(node, root, _KEEP_SIGNS, _KEEP_SIGNS_MODULES):
+            return False
+        node = node.all_input_nodes[0]
+    return True
 
 
 def _replace_logistic(node: Node, root: nn.Module, arithmetic: Arithmetic) -> None:
@@ -274,11 +313,11 @@ def _replace_logistic(node: Node, root: nn.Module, arithmetic: Arithmetic) -> No
     if sigmoid is None:
         return
     if _is_of(node, root, frozenset({'sigmoid'}), (nn.Sigmoid,)):
-        _call_instead(node, root, sigmoid, node.all_input_nodes[0])
+        _call_instead(node, root, Logistic(sigmoid), node.all_input_nodes[0])
     elif _is_of(node, root, frozenset({'silu'}), (nn.SiLU,)):
-        _call_instead(node, root, silu or (lambda x: x * sigmoid(x)), node.all_input_nodes[0])
+        _call_instead(node, root, Logistic(silu or _Silu(sigmoid)), node.all_input_nodes[0])
     elif silu is not None and (argument := _argument_of_silu(node, root)) is not None:
-        _call_instead(node, root, silu, argument)
+        _call_instead(node, root, Logistic(silu), argument)
 
 
 def _argument_of_silu(node: Node, root: nn.Module) -> Node | None:
@@ -292,20 +331,16 @@ def _argument_of_silu(node: Node, root: nn.Module) -> Node | None:
     return None
 
 
-def _call_instead(node: Node, root: nn.Module, function: Callable[[Tensor], Tensor], argument: Node) -> None:
-    others = [source for source in node.all_input_nodes if source is not argument]
-    node.op, node.target = 'call_module', _add_module(root, Logistic(function))
-    node.args, node.kwargs = (argument,), {}
+def _call_instead(node: Node, root: nn.Module, module: nn.Module, *arguments: Node) -> None:
+    """Makes of a node the call of a module of our own."""
+    others = [source for source in node.all_input_nodes if source not in arguments]
+    modules = vars(root).setdefault(_OWN, nn.ModuleDict())
+    name = f'call_{len(modules)}'
+    modules[name] = module
+    node.op, node.target, node.args, node.kwargs = 'call_module', f'{_OWN}.{name}', arguments, {}
     for other in others:
         if not other.users:
             node.graph.erase_node(other)
-
-
-def _add_module(root: nn.Module, module: nn.Module) -> str:
-    """Gives a module to another one; returns its name."""
-    name = f'integer_{len(root._modules)}'
-    root.add_module(name, module)
-    return name
 
 
 def _grid_of(node: Node, root: nn.Module) -> QuantGrid | None:

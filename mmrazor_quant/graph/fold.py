@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Collection
 
 import torch
 from torch import fx, nn
@@ -65,15 +66,18 @@ def fold(graph: fx.Graph, root: nn.Module, pairs: dict[str, str]) -> fx.Graph:
 
 
 @torch.no_grad()
-def bake_norms(graphs: list[fx.Graph], root: nn.Module) -> None:
+def bake_norms(graphs: list[fx.Graph], root: nn.Module, kept: Collection[nn.Module]) -> None:
     """Puts the batch norms that can be folded into the weights of the layers before them, for evaluation.
 
     Args:
         graphs: all graphs of an island, which stay as they are: a norm becomes an identity.
         root: the island's module; changed in place.
+        kept: modules that are left alone.
     """
     for layer_path, norm_path in find_foldable(graphs, root).items():
         layer, norm = root.get_submodule(layer_path), root.get_submodule(norm_path)
+        if layer in kept or norm in kept:
+            continue
         weight, bias = folded_weight(layer, norm), folded_bias(layer, norm)
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
         parent, _, name = norm_path.rpartition('.')

@@ -65,12 +65,27 @@ def test_a_file_computes_what_the_network_does(fields, tmp_path):
     assert max(np.abs(numpy_helper.to_array(i)).max() for i in stored) == 2 ** (bit - 1) - 1
 
 
-def test_without_quantizers_it_is_the_float_network(tmp_path):
+@torch.no_grad()
+def test_without_quantizers_it_computes_in_float():
     model, x = prepared(), images(2, SHAPE)
     intermediate = without_quantizers(export_intermediate(model, x, lambda net, x: net(x)))
     assert not any(node.domain for node in intermediate.onnx.graph.node)
-    with torch.no_grad():
-        assert not any('FakeQuant' in type(module).__name__ for module in intermediate.module.modules())
+    model.set_quant_state(False, True, False, False)
+    expected = model.architecture(x)
+    torch.testing.assert_close(intermediate.module(x)[0], expected, rtol=1e-4, atol=1e-5)
+    model.set_quant_state(False, True, False, True)
+    assert not torch.allclose(model.architecture(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_dimension(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3))
+    x = torch.randn(2, 3, 20)
+    model = calibrate(quantized(network, config(), (3, 20), backend=BACKEND), x)
+    file = exporter.write(export_intermediate(model, x, lambda net, x: net(x)), tmp_path)
+    found = torch.from_numpy(Session(file)(x.numpy())[0])
+    torch.testing.assert_close(found, model.architecture(x), rtol=0, atol=0.01)
 
 
 def test_what_cannot_be_run_is_refused():
@@ -79,6 +94,11 @@ def test_what_cannot_be_run_is_refused():
         (dict(a_fake_quant=dict(DYNAMIC, share='token')), BACKEND, r"share: got 'token', allowed .*: 'tensor'"),
         (dict(a_fake_quant=DYNAMIC), 'onnxruntime', 'type: got DynamicFakeQuantize, allowed .*: static ones'),
         (dict(a_fake_quant=DYNAMIC, a=6), BACKEND, r'a_qscheme\.bit: got 6'),
+        (
+            dict(a_fake_quant=DYNAMIC, a_qscheme=dict(bit=8, is_symmetry=False, is_pot_scale=True)),
+            BACKEND,
+            'is_pot_scale: got True',
+        ),
     ]
     for fields, backend, message in refused:
         with pytest.raises(ValueError, match=message):

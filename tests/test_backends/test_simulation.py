@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import Net, calibrate, images, qconfig, quantized
+from small_models import Net, calibrate, images, qconfig, quantized, trained
 from torch import Tensor, nn
 
 from mmrazor_quant.backends.deploy import DEPLOYABLE, backend_module
-from mmrazor_quant.backends.intermediate import export_intermediate
+from mmrazor_quant.backends.intermediate import bake_with_grids, export_intermediate
 from mmrazor_quant.backends.session import run
-from mmrazor_quant.backends.simulation import FloatLayer, IntegerLayer, Quantize, ResidualAdd, arithmetic_of, simulated
+from mmrazor_quant.backends.simulation import Addition, FloatLayer, IntegerLayer, Quantize, arithmetic_of, simulated
 
 SHAPE = (3, 32, 32)
 RANGE = dict(bit=8, is_symmetry=True, is_symmetric_range=True)
@@ -96,8 +96,13 @@ def prepared(network: nn.Module, backend: str, **quantizer):
     return calibrate(quantized(network, config, SHAPE, backend=backend, **quantizer), *batches)
 
 
+def replaced(network: nn.Module) -> list[nn.Module]:
+    """What takes the place of operations of the network."""
+    return [module for root in network.modules() for module in vars(root).get('simulated', nn.ModuleDict()).values()]
+
+
 def counted(network: nn.Module) -> Counter:
-    return Counter(type(module) for module in network.modules())
+    return Counter(map(type, replaced(network)))
 
 
 def deployed(model, backend: str, x: Tensor, folder) -> Tensor:
@@ -118,11 +123,21 @@ def test_a_deep_network_gives_what_its_file_gives(backend, tmp_path):
     found = counted(simulation)
     # The last layer's result is not quantized, and so ONNX Runtime has it in float; nor is that of the last addition.
     assert found[IntegerLayer] == (28 if backend == 'onnxruntime' else 29)
-    assert found[ResidualAdd] == (7 if backend == 'openvino' else 0)
+    assert found[Addition] == (0 if backend == 'ncnn' else 7)
     assert found[Quantize] == len(list(model.act_quantizers()))
     size = expected.abs().max().item()
     assert (simulation(x) - expected).abs().max().item() < 1e-5 * size
     assert (model.architecture(x) - expected).abs().max().item() > 1e-3 * size, 'training rounds otherwise'
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+@torch.no_grad()
+def test_signed_grids_behind_a_relu(backend, tmp_path):
+    """They are cut to their upper half in the file, where others are shifted."""
+    model, x = prepared(deep(), backend, config=qconfig(a_qscheme=dict(bit=8, is_symmetry=True))), images(8, SHAPE, 99)
+    expected = deployed(model, backend, x, tmp_path)
+    found = simulated(model, arithmetic_of(backend))(x)
+    assert (found - expected).abs().max().item() < 1e-5 * expected.abs().max().item()
 
 
 @pytest.mark.parametrize('backend', CONFIGS)
@@ -154,13 +169,36 @@ def test_the_model_stays_as_it_was():
 
 
 @torch.no_grad()
-def test_copies_and_other_sizes_compute_alike(tmp_path):
-    model = prepared(deep(), 'onnxruntime')
-    simulation, arithmetic = simulated(model, arithmetic_of('onnxruntime')), arithmetic_of('onnxruntime')
-    again, x = copy.deepcopy(simulation), images(8, (3, 64, 48), 99)
-    assert torch.equal(again(x), simulation(x))
-    assert torch.equal(simulation(x), simulated(model, arithmetic)(x))
-    assert not torch.equal(simulation(x), model.architecture(x)), 'training rounds otherwise'
+def test_copies_compute_alike():
+    simulation, x = simulated(prepared(deep(), 'onnxruntime'), arithmetic_of('onnxruntime')), images(2, SHAPE, 99)
+    assert torch.equal(copy.deepcopy(simulation)(x), simulation(x))
+
+
+class Sized(nn.Module):
+    """What it computes depends on the size; one result is read by a layer and as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(self.act(x))
+        return y + torch.sigmoid(x) if x.shape[2] > 20 else y - torch.sigmoid(x)
+
+
+@pytest.mark.parametrize('backend', CONFIGS)
+@torch.no_grad()
+def test_a_size_that_is_captured_later_computes_as_one_that_was_before(backend):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Sized(), nn.Conv2d(8, 4, 1))
+    model, x = prepared(network, backend), images(4, (3, 16, 12), 99)
+    later = simulated(model, arithmetic_of(backend))
+    expected = model.architecture(x)
+    before = simulated(model, arithmetic_of(backend))
+    assert torch.equal(later(x), before(x))
+    assert len(replaced(later)) > len(replaced(before)) / 2 > 3
+    assert (later(x) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_backends_of_which_nothing_is_known():
@@ -176,7 +214,7 @@ def test_calls_of_one_layer_have_scales_of_their_own():
     torch.manual_seed(0)
     network = Net(shared, layer=nn.Conv2d(3, 3, 3, padding=1), second=nn.Conv2d(3, 4, 1))
     model = prepared(network, 'onnxruntime')
-    calls = [m for m in simulated(model, arithmetic_of('onnxruntime')).modules() if isinstance(m, IntegerLayer)]
+    calls = [m for m in replaced(simulated(model, arithmetic_of('onnxruntime'))) if isinstance(m, IntegerLayer)]
     assert len(calls) == 2 and calls[0].layer is calls[1].layer and calls[0].step != calls[1].step
 
 
@@ -199,3 +237,43 @@ def test_sums_are_exact_where_floats_of_32_bits_are_not():
     arithmetic = dataclasses.replace(arithmetic_of('openvino'), layer=keep)
     simulated(calibrate(model, torch.cat([x, torch.zeros_like(x)])), arithmetic)(x)
     assert sums[0].tolist() == [[1, 2]]
+
+
+class Part(nn.Module):
+    """An island; the convolution is part of another one, too."""
+
+    def __init__(self, source: int, shared: nn.Module, is_float: bool) -> None:
+        super().__init__()
+        self.first, self.shared, self.norm = nn.Conv2d(source, 8, 1), shared, nn.BatchNorm2d(8)
+        self.last = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)) if is_float else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.norm(self.shared(torch.relu(self.first(x))))))
+
+
+class Parts(nn.Module):
+    """Two islands, between which Python looks at data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.one, self.two = Part(3, shared, False), Part(8, shared, True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(x) if x.mean().item() > -1e9 else x
+
+
+@torch.no_grad()
+def test_norms_of_float_layers_are_folded_and_no_others():
+    torch.manual_seed(0)
+    float_layer = dict(name='two.last.0', w_qscheme='float', a_qscheme='float')
+    model, x = prepared(trained(Parts()), 'openvino', config=qconfig(overrides=[float_layer])), images(2, SHAPE, 5)
+    network, weights, _ = bake_with_grids(model)
+    assert {'one.first.weight', 'one.shared.weight', 'two.first.weight'} <= weights.keys()
+    assert 'two.last.0.weight' not in weights
+    assert isinstance(network.one.norm, nn.BatchNorm2d) and isinstance(network.two.last[1], nn.Identity)
+    torch.testing.assert_close(network(x), model.architecture(x), rtol=1e-4, atol=1e-5)
+    grid, weight = weights['one.shared.weight'], network.one.shared.weight.detach()
+    integers = torch.from_numpy(grid.integers(weight.numpy()))
+    torch.testing.assert_close(integers * torch.from_numpy(grid.scale).reshape(-1, 1, 1, 1), weight)

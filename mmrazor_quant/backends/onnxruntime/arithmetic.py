@@ -1,4 +1,4 @@
-"""The arithmetic of ONNX Runtime on CPU: QLinearConv, QGemm, QuantizeLinear.
+"""The arithmetic of ONNX Runtime on CPU: QLinearConv, QGemm, QLinearAdd, QuantizeLinear.
 
 The bias is in the sums. They become floats and are multiplied by one factor, which is that of the result's integers.
 What is float between quantizers has an order of its own, too, found by experiment on x86 with AVX-512.
@@ -10,16 +10,27 @@ import functools
 import itertools
 import operator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmrazor_quant.backends.arithmetic import Arithmetic, LayerScales, chain, polynomial, summands, with_bias
+from mmrazor_quant.backends.arithmetic import (
+    Arithmetic,
+    LayerScales,
+    chain,
+    fused_multiply_add,
+    polynomial,
+    summands,
+    with_bias,
+)
 from mmrazor_quant.backends.grid import QuantGrid
+from mmrazor_quant.backends.qdq import stored_grid
 
 
 def quantize(x: Tensor, grid: QuantGrid) -> Tensor:
     """Divides by the scale and rounds half to even."""
-    return torch.round(x / float(grid.scale[0]))
+    # By a tensor: numbers are divided by with their reciprocal on some devices.
+    return torch.round(x / x.new_tensor(grid.scale[0]))
 
 
 def factor(scales: LayerScales) -> Tensor:
@@ -30,6 +41,20 @@ def factor(scales: LayerScales) -> Tensor:
 def requantize(sums: Tensor, factor: Tensor, bias: Tensor | None, scales: LayerScales) -> Tensor:
     """Multiplies sums by the factor and rounds half to even; returns real values on the grid of the result."""
     return torch.round(sums * factor) * float(scales.result.scale[0])
+
+
+def add_quantized(x: Tensor, x_grid: QuantGrid, y: Tensor, y_grid: QuantGrid, result: QuantGrid) -> Tensor:
+    """Adds integers times scale / scale_result, with what the zero points make of it as one number."""
+    step = np.float32(result.scale[0])
+    (first, x_zero, a), (second, y_zero, b) = (
+        (np.float32(grid.scale[0]) / step, int(grid.zero_point[0]), torch.round(v / v.new_tensor(grid.scale[0])))
+        for v, grid in ((x, x_grid), (y, y_grid))
+    )
+    zero = int(result.zero_point[0])
+    # In float64, in which products of floats are exact, and rounded once.
+    shift = zero - np.float32(float(first) * x_zero + float(second * np.float32(y_zero)))
+    sums = fused_multiply_add(a + x_zero, first, fused_multiply_add(b + y_zero, second, np.float32(shift)))
+    return (torch.round(sums) - zero).clamp_(result.quant_min - zero, result.quant_max - zero) * float(step)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -64,5 +89,6 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 ARITHMETIC = Arithmetic(
-    quantize, factor, requantize, sigmoid=sigmoid, convolve=convolve, integer_bias=True, needs_result=True
-)
+    quantize, factor, requantize, add_quantized=add_quantized, stored=stored_grid, sigmoid=sigmoid, convolve=convolve,
+    integer_bias=True, needs_result=True,
+)  # fmt: skip

@@ -108,16 +108,23 @@ class _DynamicWriter(Writer):
         scaled = f'{output}.scaled' if bias else output
         nodes.append(helper.make_node('Mul', [real, factor], [scaled], f'{output}.scale'))
         if bias:
-            added = numpy_helper.to_array(self.values[bias])
-            name = self.store(f'{output}.bias', added.reshape(-1, 1, 1) if is_conv else added)
+            added = self._per_output(node, numpy_helper.to_array(self.values[bias])) if bias in self.values else None
+            if added is None and is_conv:
+                raise ValueError(f'export: {node.op_type} ({node.name}) has a computed bias, allowed: a parameter')
+            name = bias if added is None else self.store(f'{output}.bias', added)
             nodes.append(helper.make_node('Add', [scaled, name], [output], f'{output}.add'))
         return nodes
+
+    def _per_output(self, node: NodeProto, values: np.ndarray) -> np.ndarray:
+        """Gives values per output channel the shape that fits a layer's results."""
+        dims = len(self.values[self._weight(node)].dims) - 2
+        return values.reshape(-1, *[1] * dims) if node.op_type == 'Conv' else values
 
     def _integer_weight(self, node: NodeProto, name: str) -> tuple[str, str, str]:
         """Stores integers, scale and zero point of a weight in the form that a layer takes; returns their names."""
         grid = self.grids[name]
         integers = grid.integers(numpy_helper.to_array(self.values[name])).astype(np.int8)
-        scale = grid.scale if node.op_type != 'Conv' else grid.scale.reshape(-1, 1, 1)
+        scale = self._per_output(node, grid.scale)
         if node.op_type == 'Gemm' or node.input[1] in self.transposed:
             integers = np.ascontiguousarray(integers.T)
         stored = f'{node.output[0]}.weight'

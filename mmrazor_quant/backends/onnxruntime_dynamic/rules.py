@@ -11,5 +11,7 @@ RULES = Rules(
     quantized=('layer', 'functional'),
     is_dynamic=(True,),
     weights=Limits(bit=8, is_symmetry=(True,), is_signed=(True,)),
-    activations=Limits(bit=8, least_bit=8, is_symmetry=(False,), is_per_channel=(False,), is_signed=(False,)),
+    activations=Limits(
+        bit=8, least_bit=8, is_symmetry=(False,), is_per_channel=(False,), is_signed=(False,), is_pot_scale=(False,)
+    ),
 )

@@ -16,7 +16,7 @@ from mmrazor_quant.backends.arithmetic import (
     with_bias,
 )
 from mmrazor_quant.backends.grid import QuantGrid
-from mmrazor_quant.backends.qdq import as_uint8
+from mmrazor_quant.backends.qdq import stored_grid
 
 STEPS = np.float32(255)
 
@@ -88,10 +88,11 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _range(grid: QuantGrid) -> tuple[np.float32, np.float32, int]:
     """Returns both ends of the range of 256 integers, and the zero point among these."""
-    zero_point, scale = as_uint8(grid, is_not_negative=False)[2], np.float32(grid.scale[0])
+    zero_point, scale = int(grid.zero_point[0]), np.float32(grid.scale[0])
     return np.float32(-zero_point * scale), np.float32((255 - zero_point) * scale), zero_point
 
 
 ARITHMETIC = Arithmetic(
-    quantize, factor, dequantize, add=add, quantize_apart=quantize_apart, sigmoid=sigmoid, convolve=convolve
-)
+    quantize, factor, dequantize, add=add, stored=stored_grid, quantize_apart=quantize_apart, sigmoid=sigmoid,
+    convolve=convolve,
+)  # fmt: skip
