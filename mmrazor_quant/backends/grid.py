@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from mmrazor_quant.fake_quants import DynamicFakeQuantize, FakeQuantize, LSQPlusFakeQuantize
+from mmrazor_quant.fake_quants import FakeQuantize, LSQPlusFakeQuantize
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,8 @@ class QuantGrid:
             path: its path, for messages.
 
         Raises:
-            ValueError: it has no such grid: it is dynamic, or its offset is not a whole number of steps.
+            ValueError: it has no such grid: its offset is not a whole number of steps.
         """
-        if isinstance(quantizer, DynamicFakeQuantize):
-            raise ValueError(f'{path}: a dynamic fake quantizer cannot be exported to this backend')
         if isinstance(quantizer, LSQPlusFakeQuantize) and quantizer.offset is not None:
             raise ValueError(
                 f'{path}: the offset of an asymmetric LSQPlusFakeQuantize is no whole number of steps, which no '

@@ -51,7 +51,7 @@ def test_tools_say_what_is_wrong(expect_error, run_tool, tmp_path):
     wrong = expect_error('export', DIGITS, checkpoint, '--backend', 'openvino', *export_to)
     assert "model.quantizer.backend: got 'onnxruntime', allowed with --backend openvino: 'openvino'" in wrong
     unknown = expect_error('export', DIGITS, checkpoint, '--backend', 'abacus', *export_to)
-    assert "--backend: got 'abacus', allowed: onnxruntime, openvino" in unknown
+    assert "--backend: got 'abacus', allowed: onnxruntime, onnxruntime_dynamic, openvino" in unknown
     missing = expect_error('test', DIGITS, '--backend', 'onnxruntime', '--model', tmp_path / 'nothing', *options)
     assert 'there is no deploy.json in' in missing
     assert not (tmp_path / 'out').exists()
