@@ -58,9 +58,9 @@ def arithmetic_of(backend: str) -> Arithmetic | None:
 
 
 def simulated(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
-    """Makes an architecture of which layers in integers and quantizers compute as a backend does.
+    """Makes an architecture that computes as a backend does: quantizers, layers in integers, additions.
 
-    Everything else is computed in float32 by PyTorch.
+    So do convolutions in float, sigmoid and SiLU, where the arithmetic has them; everything else is PyTorch's.
 
     Args:
         model: a calibrated or trained :class:`mmrazor_quant.algorithms.GeneralQuant`; left as it is.

@@ -47,7 +47,7 @@ def to_dynamic(network: Intermediate) -> onnx.ModelProto:
     writer = _DynamicWriter(model.graph, network)
     nodes = [made for node in model.graph.node for made in writer.nodes(node)]
     del model.graph.node[:]
-    model.graph.node.extend(writer.weight_nodes + nodes)
+    model.graph.node.extend(nodes)
     del model.opset_import[:]
     model.opset_import.extend(o for o in network.onnx.opset_import if o.domain != DOMAIN)
     remove_unused(model.graph)
