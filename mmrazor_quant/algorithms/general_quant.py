@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from mmrazor_quant.algorithms.distillation import Distillation
 from mmrazor_quant.codebases import build_examples, has_modes
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
+from mmrazor_quant.fake_quants.learned import LearnedFakeQuantize
+from mmrazor_quant.fake_quants.saved import ABSENT
 from mmrazor_quant.graph.channel_clip import follow_state_dict
 from mmrazor_quant.graph.layers import BATCH_NORM_TYPES
 from mmrazor_quant.observers import RangeObserver
@@ -101,7 +104,8 @@ class GeneralQuant(BaseModel):
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
         self.register_load_state_dict_pre_hook(_follow)
-        self.register_load_state_dict_post_hook(_forgive_float_checkpoint)
+        self.register_load_state_dict_post_hook(_take_over)
+        self.unmatched: dict[str, str] = {}
         self.set_quant_state(False, False, False, False)
         print_log(f'Quantized model:\n{self.capture_report().table()}', logger='current')
 
@@ -369,13 +373,36 @@ def _follow(module: GeneralQuant, state_dict: dict[str, Any], prefix: str, *_: A
     follow_state_dict(module.architecture, state_dict, prefix + _PREFIX)
 
 
-def _forgive_float_checkpoint(module: GeneralQuant, incompatible: Any) -> None:
-    """Takes the quantization parameters off the missing keys where a checkpoint has none at all: a float one."""
-    paths = [f'{_PREFIX}{path}.' for path, _ in (*module.weight_quantizers(), *module.act_quantizers())]
-    missing = incompatible.missing_keys
-    if {f'{path}scale' for path in paths} <= set(missing):
-        own = (*paths, *(name for name, _ in module.named_buffers(recurse=False)))
-        missing[:] = [key for key in missing if not key.startswith(own)]
+def _take_over(module: GeneralQuant, incompatible: Any) -> None:
+    """Finds out which quantizers a checkpoint has set; unless it is all or none of them, the model is uncalibrated."""
+    quantizers = dict(module._quantizers())
+    reasons = {path: reason for path, q in quantizers.items() if (reason := getattr(q, 'mismatch', None)) is not None}
+    if quantizers and len(reasons) == len(quantizers) and set(reasons.values()) == {ABSENT}:  # a float checkpoint
+        module.unmatched = {}
+        own = tuple(name for name, _ in module.named_buffers(recurse=False))
+        _forgive(incompatible.missing_keys, (*(f'{_PREFIX}{path}.' for path in quantizers), *own))
+        return
+    module.unmatched = reasons
+    if not module.is_calibrated:
+        return
+    if reasons:
+        module.quant_calibrated.zero_()
+        path, reason = next(iter(reasons.items()))
+        print_log(
+            f'The quantization parameters of the checkpoint do not fit this model, which has to be calibrated anew: '
+            f'{len(reasons)} of {len(quantizers)} quantizers differ; {path}: {reason}',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return
+    for path, quantizer in quantizers.items():
+        if isinstance(quantizer, LearnedFakeQuantize) and not quantizer.is_initialized:
+            quantizer.set_qparams(quantizer.scale.detach().clone(), quantizer.zero_point.clone())
+            _forgive(incompatible.missing_keys, (f'{_PREFIX}{path}.',))
+
+
+def _forgive(missing: list[str], prefixes: tuple[str, ...]) -> None:
+    missing[:] = [key for key in missing if not key.startswith(prefixes)]
 
 
 def _rename(state_dict: dict[str, Any], old: str, new: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.runner import load_checkpoint
 
 from mmrazor_quant.engine.checkpoint import check_checkpoint, check_checkpoint_matches
-from mmrazor_quant.engine.quant_model import QuantModel
+from mmrazor_quant.engine.quant_model import QuantModel, check_matched
 from mmrazor_quant.registry import MODELS
 
 from .deploy import check_backend
@@ -36,6 +36,7 @@ def load_quantized(config: Mapping[str, Any], checkpoint: str, backend: str, fie
         raise ValueError(f'model.type: got {config["type"]!r}, allowed: mmrazor.GeneralQuant')
     check_backend(model, backend, field)
     check_checkpoint_matches(load_checkpoint(model, checkpoint, map_location='cpu'), model)
+    check_matched(model, 'checkpoint')
     if not model.is_calibrated:
         raise ValueError(
             f'checkpoint: {checkpoint} is not quantized; tools/test.py and tools/train.py write such files'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -14,6 +15,9 @@ class QuantModel(Protocol):
     """The methods of :class:`mmrazor_quant.algorithms.GeneralQuant` that the loops call."""
 
     is_calibrated: bool
+
+    unmatched: Mapping[str, str]
+    """Quantizers that the checkpoint loaded last does not fit, with the reason; empty for a float checkpoint."""
 
     def set_quant_state(
         self,
@@ -38,6 +42,24 @@ class QuantModel(Protocol):
 
     def freeze_bn(self, frozen: bool) -> None:
         """Have batch normalization use and keep its running statistics."""
+
+
+def check_matched(model: QuantModel, field: str) -> None:
+    """Refuse a model whose checkpoint is of other quantizers.
+
+    Args:
+        model: Model.
+        field: What names the checkpoint, for the error.
+
+    Raises:
+        ValueError: The checkpoint was made with another qconfig.
+    """
+    if model.unmatched:
+        path, reason = next(iter(model.unmatched.items()))
+        raise ValueError(
+            f'{field}: the checkpoint was made with another quantizer.qconfig; {len(model.unmatched)} quantizers '
+            f'differ, such as {path}: {reason}'
+        )
 
 
 def bare_model(runner: Runner) -> nn.Module:

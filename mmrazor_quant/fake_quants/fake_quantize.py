@@ -13,10 +13,12 @@ from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.observers import ExtremesObserver, MinMaxObserver, RangeObserver
 from mmrazor_quant.registry import MODELS
 
+from .saved import drop, mismatch, scheme_record
+
 Call = Callable[..., Any]
 
-_SWITCHES = ('fake_quant_enabled', 'observer_enabled', 'initialized')
-"""State that has one element, however many channels there are."""
+_UNSIZED = ('fake_quant_enabled', 'observer_enabled', 'initialized', 'scheme')
+"""State whose shape does not follow the number of channels."""
 
 
 @MODELS.register_module()
@@ -36,12 +38,16 @@ class FakeQuantize(FakeQuantizeBase):
         activation_post_process: The observer.
         scale: float32, shape [1] or [C].
         zero_point: Integers, the shape of ``scale``.
+        scheme: int64, shape [5]: what the scales are made for, so that a checkpoint of another scheme is noticed.
         batch_axis: Dimension of the samples; None: the tensor, a weight, has none. The quantizer of a model sets it.
+        mismatch: Why the state dict loaded last was not taken over; None: it was.
     """
 
     scale: Tensor
     zero_point: Tensor
+    scheme: Tensor
     batch_axis: int | None
+    mismatch: str | None
 
     tensors: ClassVar[tuple[str, ...]] = ('w', 'a')
     """What the class is for: weights, activations."""
@@ -62,7 +68,8 @@ class FakeQuantize(FakeQuantizeBase):
         self.ch_axis = getattr(source, 'ch_axis', 0) if self.is_per_channel else -1
         self.is_symmetric = self.qscheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric)
         self.is_pot_scale = getattr(source, 'is_pot_scale', False)
-        self.batch_axis = None
+        self.batch_axis = self.mismatch = None
+        self.register_buffer('scheme', torch.tensor(scheme_record(self)))
         self.register_buffer('zero_point', torch.zeros(1, dtype=ops.integer_dtype(self.quant_min, self.quant_max)))
         self.register_scale()
         self._mirror_switches()
@@ -216,7 +223,7 @@ class FakeQuantize(FakeQuantizeBase):
         # Buffers made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
             for name, tensor in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
-                if name not in _SWITCHES:
+                if name not in _UNSIZED:
                     shaped = tensor.detach()[:1].repeat(n)
                     setattr(self, name, nn.Parameter(shaped) if isinstance(tensor, nn.Parameter) else shaped)
 
@@ -246,6 +253,10 @@ class FakeQuantize(FakeQuantizeBase):
         self._observing = bool(self.observer_enabled[0])
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self.mismatch = mismatch(self, state_dict, prefix)
+        if self.mismatch is not None:
+            drop(state_dict, prefix)
+        state_dict.setdefault(f'{prefix}scheme', self.scheme)
         saved = state_dict.get(prefix + 'scale')
         if saved is not None and saved.shape != self.scale.shape and saved.dim() == 1:
             self._resize(len(saved))

@@ -14,7 +14,7 @@ from mmrazor_quant.engine.calibration import set_float, set_quantized
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.evaluation import evaluate
 from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
-from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.engine.quant_model import QuantModel, check_matched, unwrap_quant_model
 from mmrazor_quant.graph.frozen import frozen_weights
 from mmrazor_quant.registry import LOOPS
 
@@ -61,8 +61,9 @@ class DeployLoop(BaseLoop):
             classifiers also ``agreement``, the percentage of images with the same class as fake-quantized.
 
         Raises:
-            ValueError: If the model is not calibrated.
+            ValueError: If the model is not calibrated, or the checkpoint is of another qconfig.
         """
+        check_matched(self.model, 'checkpoint')
         if not self.model.is_calibrated:
             raise ValueError('checkpoint: the model is not calibrated; give the quantized checkpoint of the export')
         expected: list[Any] = []
