@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import fx, nn
 
 from .errors import CaptureError, UnrecordedValueError
-from .island import Capture, Island, Signature, Variant, sizes_of
+from .island import Capture, Island, Signature, Variant, code_of, sizes_of
 from .nodes import EXTRAS
 from .recorder import Call, Example, Recording, record
 from .state import preserved, seeded
@@ -140,7 +140,9 @@ def capture_island(
             with preserved(model):
                 model.train(training)
                 for check in checks:
-                    _capture_and_verify(module, variant, check, tracer, entries)
+                    # What was read of data samples meanwhile may differ in this one.
+                    if _accepts(signature, check):
+                        _capture_and_verify(module, variant, check, tracer, entries)
         _share(variant)
         variants.append(variant)
     resized = any(c.example != 0 for c in calls) or None
@@ -169,9 +171,9 @@ def _capture_and_verify(
     if capture is not None:
         # Made for other sizes, it is wrong for these without a guard to say so.
         capture.exact, capture.sizes = True, capture.sizes - {sizes_of(inputs)}
-    args, kwargs = _copied(call)
+    args, kwargs = variant.signature.watched(*_copied(call))
     graph = capture_graph(tracer, module, args, kwargs, variant.signature.dynamic, entries)
-    capture = Capture(graph, {sizes_of(inputs)}, exact=capture is not None)
+    capture = Capture(graph, {sizes_of(inputs)}, any(c.exact for c in variant.unique()))
     variant.captures.setdefault(module.training, []).append(capture)
     difference = _difference(module, capture, variant.signature.inputs, call)
     if difference is not None:
@@ -182,7 +184,7 @@ def _share(variant: Variant) -> None:
     """Makes both training flags use one capture where they have the same code."""
     for capture in variant.captures.get(False, []):
         for i, other in enumerate(variant.captures.get(True, [])):
-            if _code(capture.graph) == _code(other.graph):
+            if code_of(capture.graph) == code_of(other.graph):
                 capture.sizes |= other.sizes
                 variant.captures[True][i] = capture
 
@@ -317,10 +319,6 @@ def _dynamic_positions(call: Call, others: list[Call]) -> frozenset[int]:
 
 def _accepts(signature: Signature, call: Call) -> bool:
     return signature.accepts(*pytree.tree_flatten((call.args, call.kwargs)))
-
-
-def _code(graph: fx.Graph) -> str:
-    return graph.python_code('self').src
 
 
 def layer_paths(model: nn.Module) -> list[str]:

@@ -12,16 +12,24 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from mmengine.structures import BaseDataElement
 from torch import fx, nn
 
 from .errors import CaptureError
 from .nodes import has_guards, without_guards
 from .untraced import UntracedCall
+from .watched import Watched
 
 _ISLAND = '_captured_island'
 
 MAX_PREPARED, MAX_LATER = 8, 64
 """How many graphs of one kind of call are kept: of the first, and of those captured last."""
+
+ENOUGH_SIZES = 3
+"""At how many sizes a graph has to come out the same before it is taken to hold for others, in a call not foreseen."""
+
+MAX_SIZES = 4096
+"""How many input sizes are remembered that a graph does not hold for."""
 
 Recapture = Callable[[nn.Module, tuple, 'dict[str, Any]', 'frozenset[int]'], fx.Graph]
 """``recapture(module, args, kwargs, dynamic)``: the graph for a call, in the module's present training mode."""
@@ -36,7 +44,8 @@ class Signature:
 
     Args:
         spec: nesting of ``(args, kwargs)``.
-        constants: flattened non-tensor arguments by position, without the dynamic ones.
+        constants: flattened non-tensor arguments by position, without the dynamic ones; for data samples, what is
+            read of them.
         inputs: positions of the tensors and of the numbers that vary between calls (dynamic), in order.
         dynamic: positions of those numbers.
     """
@@ -51,12 +60,20 @@ class Signature:
         """Returns the signature of a call."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         inputs = tuple(i for i, leaf in enumerate(leaves) if i in dynamic or isinstance(leaf, torch.Tensor))
-        constants = tuple((i, leaf) for i, leaf in enumerate(leaves) if i not in inputs)
+        constants = tuple((i, _constant(leaf)) for i, leaf in enumerate(leaves) if i not in inputs)
         return Signature(spec, constants, inputs, dynamic)
+
+    def watched(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Returns the arguments of a call with stand-ins for data samples, which note what is read of them."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        for position, value in self.constants:
+            if isinstance(value, Watched):
+                leaves[position] = value.stand_in(leaves[position])
+        return pytree.tree_unflatten(leaves, spec)
 
     def copied(self, memo: dict[int, Any]) -> Signature:
         """Returns the signature for a copy of the model: modules among the constants are those of the copy."""
-        constants = tuple((i, copy.deepcopy(v, memo) if isinstance(v, nn.Module) else v) for i, v in self.constants)
+        constants = tuple((i, _copied_constant(value, memo)) for i, value in self.constants)
         return dataclasses.replace(self, constants=constants)
 
     def accepts(self, leaves: list[Any], spec: pytree.TreeSpec) -> bool:
@@ -71,14 +88,18 @@ class Capture:
     Args:
         graph: the graph.
         sizes: what :func:`sizes_of` says of the call that was captured, and of others that passed the guards.
-        exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows.
+        exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows, or may have.
         lower: makes the graph that is run; None: it is the graph itself.
+        others: sizes that did not pass the guards.
+        unverified: whether it is exact only because no other size was seen yet.
     """
 
     graph: fx.Graph
     sizes: set[tuple] = field(default_factory=set)
     exact: bool = False
     lower: Lower | None = None
+    others: set[tuple] = field(default_factory=set)
+    unverified: bool = False
     function: Callable | None = None
     guarded: bool = False
     _bare: Callable | None = None
@@ -100,14 +121,20 @@ class Capture:
             self._bare = compile_graph(without_guards(self._lowered())) if self.guarded else self.function
         return self._bare
 
-    def holds_for(self, module: nn.Module, inputs: list[Any]) -> bool:
-        """Tells whether the graph holds for the sizes of the inputs, by running it without data if need be."""
-        if not (self.guarded or self.exact):
-            return True
-        sizes = sizes_of(inputs)
-        if not self.exact and sizes not in self.sizes and _passes_guards(self.function, module, inputs):
-            self.sizes.add(sizes)
-        return sizes in self.sizes
+    @property
+    def is_general(self) -> bool:
+        """Whether the graph holds for all sizes."""
+        return not (self.guarded or self.exact)
+
+    def holds_for(self, module: nn.Module, inputs: list[Any], sizes: tuple) -> bool:
+        """Tells whether the graph holds for inputs of sizes not seen before, by running it without data."""
+        if self.exact or sizes in self.others:
+            return False
+        holds = _passes_guards(self.function, module, inputs)
+        if not holds and len(self.others) >= MAX_SIZES:
+            self.others.clear()
+        (self.sizes if holds else self.others).add(sizes)
+        return holds
 
 
 @dataclass
@@ -119,10 +146,44 @@ class Variant:
 
     def find(self, module: nn.Module, inputs: list[Any]) -> Capture | None:
         """Returns the capture that holds for the inputs, if there is one."""
-        for capture in self.captures.get(module.training, ()):
-            if capture.holds_for(module, inputs):
-                return capture
-        return None
+        captures = self.captures.get(module.training, ())
+        general = next((capture for capture in captures if capture.is_general), None)
+        if general is not None or not captures:
+            return general
+        sizes = sizes_of(inputs)
+        known = next((capture for capture in captures if sizes in capture.sizes), None)
+        if known is not None:
+            return known
+        return next((capture for capture in captures if capture.holds_for(module, inputs, sizes)), None)
+
+    def add(self, training: bool, graph: fx.Graph, sizes: tuple, lower: Lower | None) -> Capture:
+        """Adds a graph for sizes that none was held to hold for.
+
+        Args:
+            training: flag that it was captured under.
+            graph: the graph.
+            sizes: of the call.
+            lower: makes the graph that is run.
+
+        Returns:
+            What holds for the call: one of before, where the graph is its graph.
+        """
+        captures = self.captures.setdefault(training, [])
+        twin = next((c for c in captures if c.unverified and code_of(c.graph) == code_of(graph)), None)
+        if twin is not None:
+            twin.sizes.add(sizes)
+            # Nothing of a size is in it.
+            twin.exact = twin.unverified = len(twin.sizes) < ENOUGH_SIZES
+            return twin
+        is_first = not captures
+        for other in captures:
+            other.unverified = False
+        exact = not self.unique() or any(c.exact for c in self.unique())
+        captures.append(Capture(graph, {sizes}, exact, lower, unverified=exact and is_first))
+        capture = captures[-1]
+        # The first ones are those the model was prepared with.
+        del captures[MAX_PREPARED:-MAX_LATER]
+        return capture
 
     def unique(self) -> list[Capture]:
         """Returns the captures, each once."""
@@ -150,6 +211,10 @@ class Island:
     entries: frozenset[str] = frozenset()
     _warned: bool = False
     _refused: set[tuple] = field(default_factory=set)
+    _prepared: int = 0
+
+    def __post_init__(self) -> None:
+        self._prepared = len(self.variants)
 
     def install(self, module: nn.Module) -> None:
         """Replaces the forward of this one instance; class, parameters, buffers and children stay."""
@@ -176,7 +241,10 @@ class Island:
         # Graphs name submodules by path and are replaced, never edited, once compiled: copies of a model share them.
         variants = []
         for variant in self.variants:
-            copies = {id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower) for c in variant.unique()}
+            copies = {
+                id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower, set(c.others), c.unverified)
+                for c in variant.unique()
+            }
             captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
             variants.append(Variant(variant.signature.copied(memo), captures))
         return Island(self.path, variants, self.resized, self.recapture, self.lower, self.entries)
@@ -221,21 +289,16 @@ class Island:
         try:
             if self.recapture is None:
                 raise CaptureError('it was called in another way than when it was captured')
-            graph = self.recapture(module, args, kwargs, signature.dynamic)
+            graph = self.recapture(module, *signature.watched(args, kwargs), signature.dynamic)
         except CaptureError as error:
             self._refused.add(call)
             self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
             return None
-        exact = variant is None or any(c.exact for c in variant.unique())
-        capture = Capture(graph, {sizes}, exact, self.lower)
         if variant is None:
             variant = Variant(signature, {})
             self.variants.append(variant)
-        captures = variant.captures.setdefault(module.training, [])
-        captures.append(capture)
-        # The first ones are those the model was prepared with.
-        del captures[MAX_PREPARED:-MAX_LATER]
-        return capture
+            del self.variants[self._prepared : -MAX_LATER]
+        return variant.add(module.training, graph, sizes, self.lower)
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -245,6 +308,11 @@ class Island:
 
 def _island_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return vars(self)[_ISLAND].run(self, args, kwargs)
+
+
+def code_of(graph: fx.Graph) -> str:
+    """Returns the code of a graph; tensors that are constants of it have names of their own."""
+    return graph.python_code('self').src
 
 
 def compile_graph(graph: fx.Graph) -> Callable:
@@ -301,11 +369,23 @@ def _passes_guards(function: Callable, module: nn.Module, inputs: list[Any]) -> 
     return True
 
 
+def _constant(leaf: Any) -> Any:
+    return Watched(type(leaf)) if isinstance(leaf, BaseDataElement) else leaf
+
+
+def _copied_constant(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, Watched):
+        return value.copied()
+    return copy.deepcopy(value, memo) if isinstance(value, nn.Module) else value
+
+
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(b, Watched):
+        return b.accepts(a)
     if a is b:
         return True
     plain = (int, float, str, bool, type(None), torch.dtype, torch.device)
     return isinstance(a, plain) and isinstance(b, plain) and type(a) is type(b) and a == b
 
 
-__all__ = ['Capture', 'Island', 'Signature', 'Variant', 'compile_graph', 'islands_of', 'sizes_of']
+__all__ = ['Capture', 'Island', 'Signature', 'Variant', 'code_of', 'compile_graph', 'islands_of', 'sizes_of']
