@@ -14,6 +14,7 @@ model = dict(
     quantizer=dict(
         type='mmrazor.CustomQuantizer',
         qconfig=_base_.qconfig,
+        quantize_add=True,
         bn_folding='batch',
         quantize_bias=True,
     ),

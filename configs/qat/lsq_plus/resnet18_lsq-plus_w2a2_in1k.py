@@ -6,3 +6,5 @@ qconfig = dict(
     a_fake_quant=dict(type='mmrazor.LSQPlusFakeQuantize'),
 )
 model = dict(quantizer=dict(qconfig=qconfig))
+# At the learning rate of the weights offsets do not converge.
+optim_wrapper = dict(paramwise_cfg=dict(offset_lr_mult=0.1))
