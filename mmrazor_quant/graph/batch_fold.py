@@ -61,5 +61,6 @@ def _joint(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, 
     from torch.distributed.nn.functional import all_reduce
 
     world = dist.get_world_size()
-    joint = all_reduce(torch.stack([mean, variance + mean * mean])) / world
-    return joint[0], joint[1] - joint[0] * joint[0], count * world
+    joint = all_reduce(mean) / world
+    # Around the joint mean: a difference of squares loses the variance where the mean is large.
+    return joint, all_reduce(variance + (mean - joint).square()) / world, count * world

@@ -5,6 +5,7 @@ Nothing is random but the order of the images, which is the same for any number 
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.runner import Runner
+from torch import nn
 from toy import config, dataloader
 
 from mmrazor_quant.engine.launch import leave_process_group
+from mmrazor_quant.fake_quants import FakeQuantize
+from mmrazor_quant.graph.batch_fold import quantized_layer_batch_norm
+from mmrazor_quant.qscheme import QScheme
 
 WRAPPER = {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False}
 LEARNED = {'w_fake_quant': {'type': 'mmrazor.LSQFakeQuantize'}, 'a_fake_quant': {'type': 'mmrazor.LSQPlusFakeQuantize'}}
@@ -25,8 +30,12 @@ RUNS = {
     'learned': ({**BITS, **LEARNED}, {'calibrate_steps': 2, 'observe_end': 0}),
     'from_first_batch': ({**BITS, **LEARNED}, {}),
     'delayed': ({**BITS, **LEARNED}, DELAYED),
+    'iao': ({}, {}),
 }
 """Name, qconfig and schedule of the runs."""
+
+INTEGER_ONLY = {'bn_folding': 'batch', 'quantize_bias': True, 'quantize_add': True}
+"""What the run ``iao`` asks of the quantizer."""
 
 
 def run(folder: Path, name: str, resume: bool = False) -> None:
@@ -45,7 +54,11 @@ def run(folder: Path, name: str, resume: bool = False) -> None:
         folder / f'{name}_{world}{suffix}',
         train_dataloader=loader,
         model__architecture={'type': 'ToyNet', 'dropout': 0.0},
-        model__quantizer={'type': 'mmrazor.CustomQuantizer', 'qconfig': qconfig},
+        model__quantizer={
+            'type': 'mmrazor.CustomQuantizer',
+            'qconfig': qconfig,
+            **(INTEGER_ONLY if name == 'iao' else {}),
+        },
         optim_wrapper={
             'constructor': 'mmrazor.QuantOptimWrapperConstructor',
             'optimizer': {'type': 'SGD', 'lr': 0.05, 'momentum': 0.9, 'weight_decay': 1e-3},
@@ -61,6 +74,27 @@ def run(folder: Path, name: str, resume: bool = False) -> None:
     torch.save(model.state_dict(), folder / f'{name}_{world}_{rank}{suffix}.pth')
 
 
+def run_synchronized(folder: Path) -> None:
+    """Fold synchronized batch norms that learn; keep the statistics, also of data far from zero, and mean gradients."""
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)
+    layer.weight_fake_quant = FakeQuantize(**QScheme(8, is_per_channel=True).observer_params())
+    x, target = torch.randn(8, 3, 9, 9), torch.randn(8, 4, 7, 7)
+    part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    (quantized_layer_batch_norm(layer, norm, x[part]) - target[part]).square().mean().backward()
+    parameters = [*layer.named_parameters(), *norm.named_parameters(prefix='norm')]
+    far = copy.deepcopy(norm)
+    with torch.no_grad():
+        quantized_layer_batch_norm(layer, far, 0.1 * x[part] + 50)
+    found = {**norm.state_dict(prefix='norm.'), **far.state_dict(prefix='far.')}
+    for name, p in parameters:
+        if world > 1:
+            dist.all_reduce(p.grad)
+        found[f'{name} gradient'] = p.grad / world
+    torch.save(found, folder / f'synchronized_{world}_{rank}.pth')
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -69,6 +103,7 @@ def main() -> None:
     for name in RUNS:
         run(folder, name)
     run(folder, 'learned', resume=True)
+    run_synchronized(folder)
     if dist.is_initialized():
         leave_process_group()
 

@@ -53,6 +53,16 @@ def test_ranks_have_the_same_parameters_and_buffers(folder, name):
 
 
 @pytest.mark.slow
+def test_batch_norms_folded_with_joint_statistics(folder):
+    single, joint = state(folder, 'synchronized_1_0'), state(folder, 'synchronized_2_0')
+
+    assert list(single) == list(joint) and 'weight gradient' in single
+    for key, value in single.items():
+        torch.testing.assert_close(joint[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f'{key}: {m}')
+        assert torch.equal(joint[key], state(folder, 'synchronized_2_1')[key]), key
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('world', [1, 2])
 def test_learned_scales_resume_bit_for_bit(folder, world):
     whole, resumed = state(folder, f'learned_{world}_0'), state(folder, f'learned_{world}_0_resumed')
