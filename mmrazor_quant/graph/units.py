@@ -244,7 +244,8 @@ class _Groups:
             self.merge(_circle({key: before[key] - done for key in before if key not in done}))
 
     def _before(self, key: int) -> set[int]:
-        sources = (n for node in self.members[key] for n in self.roles.sources(node))
+        # What a free node reads, such as a value whose size is asked for, has to be there as well.
+        sources = (n for node in _with_free(self.roles, self.members[key]) for n in node.all_input_nodes)
         return {self.group[n] for n in sources if n in self.group} - {key}
 
 

@@ -23,7 +23,7 @@ from mmrazor_quant.tracing.island import islands_of
 
 from .cache import ActivationCache
 from .importance import Importance
-from .islands import Flow, UnitizedIsland, UnitOfGroups, log_whole
+from .islands import NO_GRAPH, Flow, UnitizedIsland, UnitOfGroups, log_whole
 from .learning import Learner, UnitData
 from .mirror import mirrored
 from .progress import Progress, Timer, UnitReport, plan_table
@@ -194,14 +194,15 @@ class Engine:
     ) -> None:
         island = tasks[0][1].island
         self._set_state(False)
-        float_calls = floating.calls(path, counts)
+        float_calls = floating.calls(path, counts, island.serves)
         if not float_calls:
-            log_whole(path, 'the calibration data do not reach it')
+            log_whole(path, NO_GRAPH)
             return
+        self._log_left_out(path, sum(counts.values()) - len(float_calls), sum(counts.values()))
         if self.finished is None:
             self.finished = FinishedUnits(self.folder / 'reconstruction', self._fingerprint(float_calls, tasks))
         self._set_state(True)
-        quantized_calls = quantized.calls(path, counts)
+        quantized_calls = quantized.calls(path, counts, island.serves)
         if not _alike(float_calls, quantized_calls):
             # What is selected between islands, such as proposals, differs between both.
             _free(quantized_calls, self.cache)
@@ -214,6 +215,10 @@ class Engine:
             self._unit(index, task, *flows)
         floating.finish(path, flows[0].outputs())
         quantized.finish(path, flows[1].outputs())
+
+    def _log_left_out(self, path: str, left_out: int, total: int) -> None:
+        if left_out:
+            self.logger.warning(f'Reconstruction of {path or "the model"} leaves out {left_out} of {total} calls')
 
     def _copies(self, inputs: list[Any]) -> list[Any]:
         return [self.cache.copy(x) if isinstance(x, Tensor) else x for x in inputs]

@@ -19,6 +19,9 @@ from .samples import Call, Group, Values, chunks, group_calls, is_divisible, sep
 CHUNK = 64
 """Samples in a piece of a pass over all of them."""
 
+NO_GRAPH = 'no graph serves its calls on the calibration data'
+"""Why an island is left as it is whose calls cannot be captured, or are captured anew each time."""
+
 TRIED = 3
 """Samples on which it is seen whether they can be taken apart."""
 
@@ -65,14 +68,22 @@ class UnitizedIsland:
         self.units: list[UnitOfGroups] = []
 
     def plan(self, kinds: list[int] | None = None) -> list[UnitOfGroups]:
-        """Find the units; those of all graphs, or the whole island where graphs differ in more than sizes.
+        """Find the units: those that all graphs have, or else the whole island.
+
+        Graphs may differ in sizes, and in what else their units read, such as a mask that some calls come without.
 
         Args:
             kinds: The graphs that are used; None: all of them.
+
+        Returns:
+            The units, in an order in which they can run.
+
+        Raises:
+            ValueError: No graph is used, or the graphs have different layers.
         """
-        kinds = list(self.captures) if kinds is None else kinds
+        kinds = list(self.captures if kinds is None else filter(self.captures.__contains__, kinds))
         if not kinds:
-            raise ValueError('no graph serves the calls of the calibration data')
+            raise ValueError(NO_GRAPH)
         for granularity in (self.granularity, 'island'):
             found = {kind: find_units(self.captures[kind].graph, self.module, granularity) for kind in kinds}
             signatures = {kind: [_signature(unit) for unit in units] for kind, units in found.items()}
@@ -81,6 +92,10 @@ class UnitizedIsland:
                 self.units = [UnitOfGroups(self.module, {k: found[k][i] for k in kinds}) for i in range(len(first))]
                 return self.units
         raise ValueError('its calls have different layers')
+
+    def serves(self, kind: int) -> bool:
+        """Tell whether the units are those of a graph too."""
+        return bool(self.units) and kind in self.units[0].by_kind
 
     def start(self, calls: list[Call]) -> list[Group]:
         """Group calls, taking apart the samples where that changes nothing."""
@@ -118,7 +133,7 @@ class UnitizedIsland:
 
 
 def _signature(unit: Unit) -> tuple:
-    return unit.name, unit.weights, unit.quantizers, len(unit.inputs), len(unit.outputs)
+    return unit.name, unit.weights, unit.quantizers, len(unit.outputs)
 
 
 def _first_samples(group: Group, count: int) -> list[Any]:
@@ -142,8 +157,10 @@ class Flow:
     def __init__(self, island: UnitizedIsland, groups: list[Group], cache: ActivationCache) -> None:
         self.island, self.groups, self.cache = island, groups, cache
         self._values: dict[int, Values] = {}
-        self._numbers = [{node: i for i, node in enumerate(island.placeholders(group.kind))} for group in groups]
-        self._next = 1 + max(len(numbers) for numbers in self._numbers)
+        self._kinds = {group.kind for group in groups}
+        # One number may be another input in each graph: a value is read for the samples of one graph at a time.
+        self._numbers = {node: i for kind in self._kinds for i, node in enumerate(island.placeholders(kind))}
+        self._next = 1 + max(self._numbers.values(), default=0)
 
     def take_inputs(self, calls: dict[tuple[int, int], Call]) -> None:
         """Keep the inputs of all calls, which are given up.
@@ -163,10 +180,9 @@ class Flow:
                     self.cache.free(value)
             call.inputs = []
 
-    def inputs(self, unit: UnitOfGroups) -> list[Values]:
-        """Give the inputs of a unit."""
-        numbers = [self._numbers[0][node] for node in unit.by_kind[self.groups[0].kind].inputs]
-        return [self._values[number] for number in numbers]
+    def inputs(self, unit: UnitOfGroups) -> list[list[Values]]:
+        """Give the inputs of a unit for each group, of which its graph may have more or fewer than others."""
+        return [[self._values[self._numbers[node]] for node in unit.by_kind[g.kind].inputs] for g in self.groups]
 
     @torch.no_grad()
     def run(self, unit: UnitOfGroups) -> list[Values]:
@@ -175,7 +191,7 @@ class Flow:
         outputs = [Values(self.groups, self.cache) for _ in unit.first.outputs]
         for number, group in enumerate(self.groups):
             for rows in chunks(group, CHUNK):
-                results = unit.functions[group.kind](*(values.read(number, rows) for values in inputs))
+                results = unit.functions[group.kind](*(values.read(number, rows) for values in inputs[number]))
                 for values, result in zip(outputs, results):
                     values.write(number, rows, result)
         return outputs
@@ -183,17 +199,18 @@ class Flow:
     def keep(self, unit: UnitOfGroups, outputs: list[Values]) -> None:
         """Have later units, and the island, read these outputs of a unit."""
         for position, values in enumerate(outputs):
-            for group, numbers in zip(self.groups, self._numbers):
-                numbers[unit.by_kind[group.kind].outputs[position]] = self._next
+            for kind in self._kinds:
+                self._numbers[unit.by_kind[kind].outputs[position]] = self._next
             self._values[self._next] = values
             self._next += 1
 
     def release(self, done: int) -> None:
         """Give up the values that no unit after the first ``done`` ones reads, nor the island's output."""
-        kind = self.groups[0].kind
-        wanted = {node for unit in self.island.units[done:] for node in unit.by_kind[kind].inputs}
-        fx.node.map_arg(self.island.output(kind), lambda node: wanted.add(node))
-        kept = {self._numbers[0][node] for node in wanted if node in self._numbers[0]}
+        wanted: set[Node] = set()
+        for kind in self._kinds:
+            wanted.update(node for unit in self.island.units[done:] for node in unit.by_kind[kind].inputs)
+            fx.node.map_arg(self.island.output(kind), wanted.add)
+        kept = {self._numbers[node] for node in wanted if node in self._numbers}
         for number in [n for n in self._values if n not in kept]:
             self._values.pop(number).free()
 
@@ -206,10 +223,10 @@ class Flow:
         return made
 
     def _maker(self, number: int, rows: slice) -> Callable[[], Any]:
-        structure, numbers = self.island.output(self.groups[number].kind), self._numbers[number]
+        structure = self.island.output(self.groups[number].kind)
 
         def make() -> Any:
-            return fx.node.map_arg(structure, lambda node: self._values[numbers[node]].read(number, rows))
+            return fx.node.map_arg(structure, lambda node: self._values[self._numbers[node]].read(number, rows))
 
         return make
 

@@ -28,8 +28,8 @@ class UnitData:
     Args:
         functions: For each group, the unit as a function of its inputs that gives a tuple of its outputs.
         groups: The samples.
-        quantized: Inputs as the quantized network in front gives them.
-        floating: Inputs as the float network gives them; None where they are not mixed in.
+        quantized: For each group, inputs as the quantized network in front gives them.
+        floating: The same as the float network gives them; None where they are not mixed in.
         targets: Outputs of the float unit for the float inputs.
         importance: Weights of the squared errors, for each target by the shape of a sample; None: all the same.
         weights: Weights to learn the rounding of.
@@ -38,8 +38,8 @@ class UnitData:
 
     functions: list[Callable[..., tuple[Any, ...]]]
     groups: list[Group]
-    quantized: list[Values]
-    floating: list[Values] | None
+    quantized: list[list[Values]]
+    floating: list[list[Values]] | None
     targets: list[Values]
     importance: list[dict[tuple[int, ...], Tensor]] | None
     weights: list[Weight]
@@ -137,7 +137,7 @@ class Learner:
         error, total = 0.0, 0.0
         for number, group in enumerate(self.data.groups):
             for rows in chunks(group, FULL_CHUNK):
-                outputs = self.data.functions[number](*(v.read(number, rows) for v in self.data.quantized))
+                outputs = self.data.functions[number](*(v.read(number, rows) for v in self.data.quantized[number]))
                 for output, target in zip(outputs, self.data.targets):
                     wanted = target.read(number, rows)
                     error += (output - wanted).square_().sum(dtype=torch.float64).item()
@@ -204,9 +204,9 @@ class Learner:
 
     def _backward(self, number: int, which: Tensor) -> None:
         data = self.data
-        inputs = [values.read(number, which) for values in data.quantized]
+        inputs = [values.read(number, which) for values in data.quantized[number]]
         if data.floating is not None:
-            floating = [values.read(number, which) for values in data.floating]
+            floating = [values.read(number, which) for values in data.floating[number]]
             inputs = [_mixed(q, f, self._drops) for q, f in zip(inputs, floating)]
         outputs = data.functions[number](*inputs)
         taken = [i for i, output in enumerate(outputs) if output.requires_grad]

@@ -79,15 +79,16 @@ class Stream:
             self._run(dict.fromkeys(self.islands, note), batch)
         return surveys
 
-    def calls(self, path: str, counts: Counter[int]) -> list[Call]:
+    def calls(self, path: str, counts: Counter[int], serves: Callable[[int], bool]) -> list[Call]:
         """Run up to an island and collect its calls.
 
         Args:
             path: The island.
             counts: How often each batch calls it.
+            serves: Tells by its kind whether a call is wanted.
 
         Returns:
-            The calls of all batches.
+            The calls of all batches, without those that no graph holds for.
         """
         found: list[Call] = []
         for number, batch in enumerate(self.batches):
@@ -99,7 +100,7 @@ class Stream:
             def collect(path, island, module, args, kwargs, batch=number, numbers=numbers, count=count) -> Any:
                 call = self._call(island, module, args, kwargs, (batch, numbers[path]))
                 numbers[path] += 1
-                if call is not None:
+                if call is not None and serves(call.kind):
                     found.append(call)
                 if numbers[path] == count:
                     raise _Stopped

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from small_detectors import AUGMENTED, MOSAIC, SIZES, runner_of, write_config
 
 from mmrazor_quant.reconstruction import islands
+from mmrazor_quant.tracing.island import islands_of
 
 TEST = Path(__file__).resolve().parents[2] / 'tools' / 'test.py'
 
@@ -54,7 +55,7 @@ def test_yolox_trains_with_mosaic_synchronised_norms_averages_and_its_hooks_and_
         assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'yolox'])
+@pytest.mark.parametrize('name', ['retinanet', 'yolox', 'faster-rcnn', 'detr'])
 def test_images_of_different_sizes_calibrate_and_reconstruct(name, boxes, tmp_path, monkeypatch):
     widths = []
     group_calls = islands.group_calls
@@ -66,12 +67,19 @@ def test_images_of_different_sizes_calibrate_and_reconstruct(name, boxes, tmp_pa
 
     monkeypatch.setattr(islands, 'group_calls', noting)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        runner = runner_of(name, boxes, tmp_path, SIZES)
+        runner = runner_of(name, boxes, tmp_path, SIZES, log_level='INFO')
         metrics = runner.test()
 
     assert {'coco/bbox_mAP', 'float/coco/bbox_mAP'} <= set(metrics)
     # Batches of 64 x 64, of both sizes padded to 96 x 96, and of 96 x 96.
     assert {64, 96} in widths
+    # DETR's encoder and decoder get a mask with the images that are padded, and none with the others.
+    reconstructed = [unit['unit'] for unit in json.loads((tmp_path / 'reconstruction.json').read_text())]
+    for path in islands_of(runner.model.architecture):
+        assert any(unit.startswith(path) for unit in reconstructed), path
+    (log,) = tmp_path.rglob('*.log')
+    text = log.read_text()
+    assert 'Reconstruction [1/' in text and 'Reconstruction leaves' not in text and 'leaves out' not in text
     assert all(value.isfinite().all() for value in runner.model.state_dict().values() if value.is_floating_point())
 
 

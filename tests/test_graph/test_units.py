@@ -111,6 +111,19 @@ class Connected(nn.Module):
         return self.last(torch.cat([x, self.blocks(x)], 1))
 
 
+class Resized(nn.Module):
+    """A level made as large as one that is computed later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine, self.last = nn.Conv2d(3, 4, 1, 2), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        coarse = self.coarse(x)
+        fine = self.fine(x)
+        return self.last(F.interpolate(coarse, size=fine.shape[2:]) + fine)
+
+
 def prepared(model: nn.Module, shape: tuple[int, ...] = (3, 8, 8), **quantizer):
     model = calibrate(quantized(trained(model), input_shape=shape, **quantizer), images(shape=shape))
     path, module = next(iter(islands_of(model.architecture).items()))
@@ -128,7 +141,7 @@ def unit_names(model: nn.Module, granularity: str, shape: tuple[int, ...] = (3, 
 @pytest.mark.parametrize(
     'make',
     [
-        Backbone, Head, Connected, lambda: Inverted(3, 5), lambda: CrossStage(3),
+        Backbone, Head, Connected, Resized, lambda: Inverted(3, 5), lambda: CrossStage(3),
         lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.ReLU(inplace=True), Residual(4, 6)),
         lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), Attention(), Attention()),
     ],

@@ -7,28 +7,44 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from reconstructing import Small, batches, calibrated, make_model, qconfig, reconstruct, same_state
 from small_models import images
-from torch import nn
+from torch import Tensor, nn
 
 from mmrazor_quant.fake_quants import AdaRoundFakeQuantize
+from mmrazor_quant.tracing import island as tracing_island
 
 METHODS = ['AdaRound', 'BRECQ', 'QDrop']
 HERE = Path(__file__).parent
 
 
-def output_error(model: nn.Module) -> float:
-    """Squared error of the quantized outputs on the calibration data."""
+def output_error(model: nn.Module, data: list | None = None) -> float:
+    """Squared error of the quantized outputs, on the calibration data unless others are given."""
+    data = batches() if data is None else data
     with torch.no_grad():
         model.set_quant_state(False, False, False, False)
-        wanted = [model(x) for x in batches()]
+        wanted = [model(x) for x in data]
         model.set_quant_state(False, True, False, True)
-        return sum((model(x) - y).square().sum().item() for x, y in zip(batches(), wanted))
+        return sum((model(x) - y).square().sum().item() for x, y in zip(data, wanted))
+
+
+@pytest.fixture
+def warnings_logged() -> Iterator[list[str]]:
+    """Messages of warnings in the log."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -192,6 +208,108 @@ def test_images_of_several_sizes(tmp_path):
     reports = reconstruct(model, tmp_path, data=data, batch_size=2).reports
 
     assert all(report.after < report.before for report in reports)
+
+
+class Pooling(nn.Module):
+    """Two layers and a mean, of a part of the pixels where there is a mask; with a check it cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, mask, x, checked=False):
+        if checked and bool(x.isnan().any()):
+            raise ValueError('NaN')
+        x = F.relu(self.conv(x))
+        x = x.mean((2, 3)) if mask is None else (x * mask).sum((2, 3)) / mask.sum((2, 3))
+        return self.linear(x)
+
+
+class Masked(Small):
+    """A network that masks wide images, and looks into tall ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Pooling()
+
+    def forward(self, x):
+        x = self.backbone(x)
+        means = x.mean(1, keepdim=True)
+        mask = (means >= means.mean((2, 3), keepdim=True)).float() if x.shape[3] > 8 else None
+        if bool(x.isnan().any()):
+            raise ValueError('NaN')
+        return self.head(mask, x, checked=x.shape[2] > 8)
+
+
+class Scaling(nn.Module):
+    """A layer, and a factor that each of its graphs has as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x, factor):
+        return self.linear(x.mean((2, 3)) * (8 / int(factor)))
+
+
+class Scaled(Small):
+    """A network with another factor for each width of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Scaling()
+
+    def forward(self, x):
+        factor = f'{x.shape[3]}'
+        x = self.backbone(x)
+        if bool(x.isnan().any()):
+            raise ValueError('NaN')
+        return self.head(x, factor)
+
+
+def wide(x: Tensor, width: int = 12) -> Tensor:
+    """Make images wide."""
+    return F.interpolate(x, (8, width), mode='bilinear')
+
+
+@pytest.mark.parametrize('granularity', ['block', 'island'])
+def test_calls_with_and_without_a_mask_are_learned_together(tmp_path, warnings_logged, granularity):
+    data, masked = batches(2), [wide(x) for x in batches(4)[2:]]
+    model = calibrated(network=Masked, data=[*data, *masked])
+    before = [output_error(model, each) for each in (data, masked)]
+
+    settings = dict(iters=200, granularity=granularity)
+    reports = reconstruct(model, tmp_path, 'AdaRound', data=[*data, *masked], **settings).reports
+
+    assert reports[-1].unit == 'head' and reports[-1].after < 0.8 * reports[-1].before
+    assert all(output_error(model, each) < 0.8 * error for each, error in zip((data, masked), before))
+    assert not warnings_logged
+
+
+@pytest.mark.parametrize('captured', [2, 0])
+def test_calls_without_a_graph_are_said_to_be_left_out(tmp_path, warnings_logged, captured):
+    data = [*batches(captured), *(F.interpolate(x, (12, 8)) for x in batches(3))]
+    with pytest.warns(UserWarning, match='cannot be captured'):
+        model = calibrated(network=Masked, data=[*batches(1), *data])
+
+    reports = reconstruct(model, tmp_path, data=data).reports
+
+    assert warnings_logged == [
+        'Reconstruction of head leaves out 3 of 5 calls'
+        if captured
+        else 'Reconstruction leaves head as it is: no graph serves its calls on the calibration data'
+    ]
+    assert any(report.unit.startswith('head') for report in reports) == bool(captured)
+
+
+def test_calls_whose_graphs_were_given_up_are_said_to_be_left_out(tmp_path, warnings_logged, monkeypatch):
+    monkeypatch.setattr(tracing_island, 'MAX_LATER', 1)
+    data = [*batches(2), *(wide(x, width) for x, width in zip(batches(3), (12, 14, 16)))]
+
+    reports = reconstruct(calibrated(network=Scaled, data=data), tmp_path, data=data).reports
+
+    assert warnings_logged == ['Reconstruction of head leaves out 2 of 5 calls']
+    assert reports[-1].unit == 'head.linear', 'the calls of the other graphs are learned from'
 
 
 class OfTheBatch(Small):
