@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .arguments import require
+
 MAX_BIT = 32
 _FLAGS = ('is_symmetry', 'is_per_channel', 'is_pot_scale', 'is_symmetric_range')
 
@@ -83,17 +85,17 @@ class QScheme:
         return cls(**cfg)
 
     def _check(self, prefix: str) -> None:
-        _require(_is_int(self.bit) and 1 <= self.bit <= MAX_BIT, f'{prefix}bit', self.bit, f'integers 1 to {MAX_BIT}')
+        require(_is_int(self.bit) and 1 <= self.bit <= MAX_BIT, f'{prefix}bit', self.bit, f'integers 1 to {MAX_BIT}')
         for name in _FLAGS:
-            _require(isinstance(getattr(self, name), bool), f'{prefix}{name}', getattr(self, name), 'True, False')
-        _require(
+            require(isinstance(getattr(self, name), bool), f'{prefix}{name}', getattr(self, name), 'True, False')
+        require(
             self.is_signed is None or isinstance(self.is_signed, bool),
             f'{prefix}is_signed', self.is_signed, 'True, False, None',
         )  # fmt: skip
-        _require(_is_int(self.ch_axis) and self.ch_axis >= 0, f'{prefix}ch_axis', self.ch_axis, 'integers from 0 up')
+        require(_is_int(self.ch_axis) and self.ch_axis >= 0, f'{prefix}ch_axis', self.ch_axis, 'integers from 0 up')
         if self.is_symmetric_range:
-            _require(self.signed, f'{prefix}is_symmetric_range', True, 'False where the integers are not signed')
-            _require(self.bit > 1, f'{prefix}is_symmetric_range', True, 'False with 1 bit (one level would be left)')
+            require(self.signed, f'{prefix}is_symmetric_range', True, 'False where the integers are not signed')
+            require(self.bit > 1, f'{prefix}is_symmetric_range', True, 'False with 1 bit (one level would be left)')
 
     @property
     def signed(self) -> bool:
@@ -144,8 +146,3 @@ class QScheme:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _require(ok: bool, field: str, given: Any, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f'{field}: got {given!r}, allowed: {allowed}')

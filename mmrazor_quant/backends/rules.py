@@ -73,6 +73,7 @@ class Rules:
         quantize_bias: whether the backend adds biases as int32 with the product of the scales of input and weight.
         is_dynamic: whether activation quantizers may take their scales from the very tensor, or have to.
         shares: which values may share a range of a dynamic quantizer.
+        any_weight_axis: whether scales of weights may run over another dimension than that of the output channels.
         weights: schemes of weights.
         activations: schemes of activations.
     """
@@ -86,6 +87,7 @@ class Rules:
     quantize_bias: bool = False
     is_dynamic: tuple[bool, ...] = (False,)
     shares: tuple[str, ...] = ('tensor',)
+    any_weight_axis: bool = False
     weights: Limits = Limits()
     activations: Limits = Limits()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from mmrazor_quant.arguments import require
 from mmrazor_quant.compat import FakeQuantizeBase, UniformQuantizationObserverBase
 from mmrazor_quant.qscheme import QScheme
 from mmrazor_quant.registry import MODELS
@@ -50,19 +51,29 @@ def build_fake_quant(
     try:
         return fake_quant(observer=observer, **params, **fake_quant_args, **observer_args)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f'{field}: {fake_quant.__name__} with {observer.__name__}: {error}') from error
+        args = {'fake_quant': fake_quant_args, 'observer': observer_args}
+        raise ValueError(_message(error, field, args, f'{fake_quant.__name__} with {observer.__name__}')) from error
 
 
 def _split(cfg: dict[str, Any], field: str, base: type) -> tuple[type, dict[str, Any]]:
     """Give the class that a config names, which derives from ``base``, and the other entries."""
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise ValueError(f'{field}: got {cfg!r}, allowed: a dict with a type')
+    require(isinstance(cfg, dict) and 'type' in cfg, field, cfg, 'a dict with a type')
     args = dict(cfg)
     kind = args.pop('type')
+    require(isinstance(kind, (str, type)), f'{field}.type', kind, 'the name of a class, or a class')
     found = kind if inspect.isclass(kind) else MODELS.get(kind)
     if found is None or not issubclass(found, base):
         raise ValueError(f'{field}.type: got {kind!r}, allowed: {", ".join(_known(base))}, and classes like them')
     return found, args
+
+
+def _message(error: Exception, field: str, args: dict[str, dict[str, Any]], classes: str) -> str:
+    """Say where in the user's config the argument stands that an error is about, if its message starts with one."""
+    name = str(error).partition(':')[0]
+    for part, given in args.items():
+        if name in given:
+            return f'{field}_{part}.{error}'
+    return f'{field}: {classes}: {error}'
 
 
 def _known(base: type, kind: str | None = None) -> list[str]:

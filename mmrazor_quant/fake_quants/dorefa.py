@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmrazor_quant import ops
+from mmrazor_quant.arguments import check_flag
 from mmrazor_quant.registry import MODELS
 
 from .fake_quantize import FakeQuantize
@@ -26,13 +27,16 @@ class DoReFaFakeQuantize(FakeQuantize):
         *args: See :class:`FakeQuantize`.
         rescale: Whether to multiply by the largest weight (of the channel).
         **kwargs: See :class:`FakeQuantize`.
+
+    Raises:
+        ValueError: ``rescale`` is not a flag.
     """
 
     tensors: ClassVar[tuple[str, ...]] = ('w',)
 
     def __init__(self, *args: Any, rescale: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rescale = rescale
+        self.rescale = check_flag('rescale', rescale)
 
     def squeeze(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Transform weights.

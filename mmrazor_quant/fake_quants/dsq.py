@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
+from mmrazor_quant.arguments import check_number
 from mmrazor_quant.registry import MODELS
 
 from .learned_range import LearnedRangeFakeQuantize
@@ -33,8 +34,7 @@ class DSQFakeQuantize(LearnedRangeFakeQuantize):
     alpha: nn.Parameter
 
     def __init__(self, *args: Any, alpha: float = 0.2, **kwargs: Any) -> None:
-        if not MIN_ALPHA <= alpha <= MAX_ALPHA:
-            raise ValueError(f'alpha: got {alpha!r}, allowed: numbers in [{MIN_ALPHA}, {MAX_ALPHA}]')
+        check_number('alpha', alpha, lambda v: MIN_ALPHA <= v <= MAX_ALPHA, f'numbers in [{MIN_ALPHA}, {MAX_ALPHA}]')
         super().__init__(*args, **kwargs)
         self.alpha = nn.Parameter(torch.full((1,), float(alpha)))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrazor_quant import ops
+from mmrazor_quant.arguments import check_choice
 from mmrazor_quant.observers import MinMaxObserver
 from mmrazor_quant.registry import MODELS
 
@@ -36,8 +37,7 @@ class DynamicFakeQuantize(FakeQuantize):
     tensors: ClassVar[tuple[str, ...]] = ('a',)
 
     def __init__(self, observer: type = MinMaxObserver, *args: Any, share: str = 'tensor', **kwargs: Any) -> None:
-        if share not in ops.SHARES:
-            raise ValueError(f'share: got {share!r}, allowed: {", ".join(map(repr, ops.SHARES))}')
+        check_choice('share', share, ops.SHARES)
         super().__init__(observer, *args, **kwargs)
         if self.is_per_channel:
             raise ValueError('is_per_channel: got True, allowed with DynamicFakeQuantize: False, see share')

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrazor_quant import ops
+from mmrazor_quant.arguments import check_flag
 from mmrazor_quant.registry import MODELS
 
 from .learned import LearnedFakeQuantize
@@ -26,13 +27,16 @@ class LSQFakeQuantize(LearnedFakeQuantize):
         *args: See :class:`FakeQuantize`.
         scale_grad: Whether to multiply the gradient of the scale with g.
         **kwargs: See :class:`FakeQuantize`.
+
+    Raises:
+        ValueError: ``scale_grad`` is not a flag.
     """
 
     scale: nn.Parameter
 
     def __init__(self, *args: Any, scale_grad: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scale_grad = scale_grad
+        self.scale_grad = check_flag('scale_grad', scale_grad)
 
     def register_scale(self) -> None:
         """Register the scale as a parameter."""

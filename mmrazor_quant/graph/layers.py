@@ -193,7 +193,7 @@ def _folded(layer: nn.Module, norm: nn.Module, bias_input: nn.Module | None) -> 
 def unfolded_weight(layer: nn.Module, norm: nn.Module) -> Tensor:
     """Returns the layer's weight, folded, quantized, and divided by what folding multiplied it with."""
     quantizer = layer.weight_fake_quant
-    if getattr(quantizer, 'can_fold', False):
+    if getattr(quantizer, 'can_fold', False) and quantizer.ch_axis in (-1, channel_axis(layer)):
         with torch.no_grad():
             factor = batch_norm_factor(norm)
         return quantizer.folded(layer.weight, factor, channel_axis(layer))

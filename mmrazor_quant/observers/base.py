@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_flag, check_number
 from mmrazor_quant.compat import UniformQuantizationObserverBase
 from mmrazor_quant.ops import MIN_SCALE, qparams_from_range
 from mmrazor_quant.ops.layout import channel_rows
@@ -39,6 +40,9 @@ class RangeObserver(UniformQuantizationObserverBase):
         eps: Lower bound of the scale.
         is_dynamic: As in torch.
 
+    Raises:
+        ValueError: An argument that is no number, or no flag, or out of range.
+
     Attributes:
         is_joint: Whether the processes of a distributed run observe jointly. To be set to False where all of them see
             the same tensor, as weights are: there is nothing to reduce then.
@@ -57,6 +61,9 @@ class RangeObserver(UniformQuantizationObserverBase):
         eps: float = MIN_SCALE,
         is_dynamic: bool = False,
     ) -> None:
+        check_number('eps', eps, lambda v: v > 0, 'positive numbers')
+        check_flag('is_pot_scale', is_pot_scale)
+        check_flag('is_dynamic', is_dynamic)
         super().__init__(
             dtype=dtype, qscheme=qscheme, quant_min=quant_min, quant_max=quant_max, eps=eps, is_dynamic=is_dynamic
         )

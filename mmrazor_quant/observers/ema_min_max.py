@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_number
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
@@ -26,7 +27,7 @@ class EMARangeObserver(RangeObserver):
         **kwargs: See :class:`RangeObserver`.
 
     Raises:
-        ValueError: ``ema_ratio`` outside [0, 1).
+        ValueError: ``ema_ratio`` is not a number in [0, 1).
     """
 
     min_val: Tensor
@@ -35,9 +36,7 @@ class EMARangeObserver(RangeObserver):
 
     def __init__(self, *args, ema_ratio: float = 0.9, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= ema_ratio < 1:
-            raise ValueError(f'ema_ratio: got {ema_ratio!r}, allowed: 0 <= ema_ratio < 1')
-        self.ema_ratio = ema_ratio
+        self.ema_ratio = check_number('ema_ratio', ema_ratio, lambda v: 0 <= v < 1, '0 <= ema_ratio < 1')
         self.register_statistic('min_val', 0.0)
         self.register_statistic('max_val', 0.0)
         # The weight of the next batch, so that no question has to be asked of the data; that of the first one is 1, and

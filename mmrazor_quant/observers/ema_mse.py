@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_flag
 from mmrazor_quant.registry import MODELS
 
 from .ema_min_max import EMARangeObserver
 from .error_search import best_for_histogram, best_for_values
 from .extremes import extremes
-from .histogram_base import HistogramBase, require_at_least, unless_bad
+from .histogram_base import HistogramBase, check_exponent, unless_bad
 
 
 @MODELS.register_module()
@@ -23,13 +24,15 @@ class EMAMSEObserver(HistogramBase, EMARangeObserver):
         exact: Whether to search on all values of a batch instead of on a histogram; None: if per channel. Where the
             processes of a distributed run observe jointly, the search is on the joint histogram always.
         **kwargs: See :class:`HistogramBase` and :class:`EMARangeObserver`.
+
+    Raises:
+        ValueError: An argument out of range.
     """
 
     def __init__(self, *args, p: float = 2.0, exact: bool | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        require_at_least('p', p, 0.1)
-        self.p = p
-        self.exact = self.is_per_channel if exact is None else exact
+        self.p = check_exponent(p)
+        self.exact = self.is_per_channel if exact is None else check_flag('exact', exact)
 
     def update(self, x: Tensor) -> None:
         """Average in the best range of ``x``."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_choice, check_number
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
@@ -60,13 +58,11 @@ def _range_of(function: str | None, min_val: float | None, max_val: float | None
     ends = {'min_val': min_val, 'max_val': max_val}
     if function is None:
         for name, value in ends.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-                raise ValueError(f'{name}: got {value!r}, allowed: finite numbers, or a function instead of both ends')
+            check_number(name, value, lambda v: True, 'finite numbers, or a function instead of both ends')
         if min_val > max_val:
             raise ValueError(f'min_val: got {min_val!r}, allowed: numbers up to max_val, which is {max_val!r}')
         return float(min_val), float(max_val)
-    if function not in RANGES:
-        raise ValueError(f'function: got {function!r}, allowed: {", ".join(map(repr, RANGES))}')
+    check_choice('function', function, RANGES)
     for name, value in ends.items():
         if value is not None:
             raise ValueError(f'{name}: got {value!r} with function={function!r}, allowed: only one of the two')

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_integer, check_number
+
 from .base import RangeObserver
 from .extremes import extremes
 from .histogram import block_extremes, count_values, estimate_counts, rebin, sample_stride
@@ -33,11 +35,8 @@ class HistogramBase(RangeObserver):
 
     def __init__(self, *args, bins: int = 2048, max_samples: int | None = 2**15, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        require_at_least('bins', bins, 2)
-        if max_samples is not None:
-            require_at_least('max_samples', max_samples, 1)
-        self.bins = bins
-        self.max_samples = max_samples
+        self.bins = check_integer('bins', bins, 2)
+        self.max_samples = None if max_samples is None else check_integer('max_samples', max_samples, 1)
 
     def register_histogram(self) -> None:
         """Register the histogram of all data as statistics: ``counts`` [C, bins], ``min_val`` and ``max_val`` [C]."""
@@ -95,10 +94,9 @@ def _row_extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     return extremes(rows, 0) if rows.shape[1] == 0 else torch.aminmax(rows, dim=1)
 
 
-def require_at_least(name: str, value: float, least: float) -> None:
-    """Raise a ValueError that names the argument unless ``value >= least``."""
-    if not value >= least:
-        raise ValueError(f'{name}: got {value!r}, allowed: numbers from {least} up')
+def check_exponent(p: float) -> float:
+    """Give the exponent of an error back, or raise a ValueError that names it."""
+    return check_number('p', p, lambda v: v >= 0.1, 'numbers from 0.1 up')
 
 
 def unless_bad(low: Tensor, high: Tensor, least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:

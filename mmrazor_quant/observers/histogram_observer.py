@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_choice
 from mmrazor_quant.registry import MODELS
 
 from .divergence import histogram_divergence, parts_per_level
 from .error_search import best_for_histogram
-from .histogram_base import HistogramBase, require_at_least, unless_bad
+from .histogram_base import HistogramBase, check_exponent, unless_bad
 from .range_search import best_range
 
 
@@ -34,13 +35,10 @@ class HistogramObserver(HistogramBase):
 
     def __init__(self, *args, objective: str = 'kl', p: float | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if objective not in ('kl', 'mse'):
-            raise ValueError(f"objective: got {objective!r}, allowed: 'kl', 'mse'")
+        self.objective = check_choice('objective', objective, ('kl', 'mse'))
         if p is not None and objective != 'mse':
             raise ValueError(f"p: got {p!r} with objective={objective!r}, allowed: only with objective='mse'")
-        self.objective = objective
-        self.p = 2.0 if p is None else p
-        require_at_least('p', self.p, 0.1)
+        self.p = 2.0 if p is None else check_exponent(p)
         self.register_histogram()
 
     def update(self, x: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_number
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
@@ -39,9 +40,7 @@ class LSQPlusObserver(RangeObserver):
 
     def __init__(self, *args, sigmas: float = 3.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 < sigmas < float('inf'):
-            raise ValueError(f'sigmas: got {sigmas!r}, allowed: positive numbers')
-        self.sigmas = sigmas
+        self.sigmas = check_number('sigmas', sigmas, lambda v: v > 0, 'positive numbers')
         for name in ('mean', 'deviation', 'count'):
             self.register_statistic(name, 0.0)
         if not self.is_symmetric:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_flag
 from mmrazor_quant.registry import MODELS
 
 from .error_search import best_for_histogram, best_for_values
 from .extremes import extremes
-from .histogram_base import HistogramBase, require_at_least, unless_bad
+from .histogram_base import HistogramBase, check_exponent, unless_bad
 
 
 @MODELS.register_module()
@@ -33,13 +34,15 @@ class MSEObserver(HistogramBase):
         exact: Whether to search on the values of the last tensor instead of on a histogram of all; None: if per
             channel.
         **kwargs: See :class:`HistogramBase`.
+
+    Raises:
+        ValueError: An argument out of range.
     """
 
     def __init__(self, *args, p: float = 2.0, exact: bool | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        require_at_least('p', p, 0.1)
-        self.p = p
-        self.exact = self.is_per_channel if exact is None else exact
+        self.p = check_exponent(p)
+        self.exact = self.is_per_channel if exact is None else check_flag('exact', exact)
         if self.exact:
             for name, initial in (('min_val', 'inf'), ('max_val', '-inf'), ('best_min', 0), ('best_max', 0)):
                 self.register_statistic(name, float(initial))

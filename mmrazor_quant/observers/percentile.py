@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmrazor_quant.arguments import check_number
 from mmrazor_quant.registry import MODELS
 
 from .base import RangeObserver
@@ -50,9 +51,7 @@ class PercentileObserver(HistogramBase):
 
 def checked_percentile(percentile: float) -> float:
     """Give the argument back, or raise a ValueError that names it."""
-    if not 0 < percentile <= 100:
-        raise ValueError(f'percentile: got {percentile!r}, allowed: 0 < percentile <= 100')
-    return percentile
+    return check_number('percentile', percentile, lambda v: 0 < v <= 100, '0 < percentile <= 100')
 
 
 def histogram_percentile_range(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.engine.calibration import set_float, set_quantized
-from mmrazor_quant.engine.loops.arguments import check_int
 from mmrazor_quant.engine.progress import with_progress
 from mmrazor_quant.graph.taps import tapped
 from mmrazor_quant.registry import TASK_UTILS
@@ -51,7 +51,7 @@ class BiasCorrection(PTQStep):
         if not isinstance(activations, bool):
             raise ValueError(f'activations: got {activations!r}, allowed: True, False')
         self.activations = activations
-        self.passes = check_int('passes', passes, minimum=1)
+        self.passes = check_integer('passes', passes, 1)
 
     @torch.no_grad()
     def run(self, context: StepContext) -> None:

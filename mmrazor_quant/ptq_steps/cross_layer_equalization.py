@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from mmrazor_quant.engine.loops.arguments import check_int
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.graph.chains import Chains, Link, find_chains
 from mmrazor_quant.graph.channel_clip import replace_by_channel_clip
 from mmrazor_quant.graph.rescale import input_channels, magnitudes, output_channels, scale_inputs, scale_outputs
@@ -56,7 +56,7 @@ class CrossLayerEqualization(PTQStep):
     stage = Stage.BEFORE_CALIBRATION
 
     def __init__(self, iterations: int = 20, clips: str = 'scale') -> None:
-        self.iterations = check_int('iterations', iterations, minimum=1)
+        self.iterations = check_integer('iterations', iterations, 1)
         if clips not in ('scale', 'skip'):
             raise ValueError(f"clips: got {clips!r}, allowed: 'scale', 'skip'")
         self.clips = clips

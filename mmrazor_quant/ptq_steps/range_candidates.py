@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmrazor_quant import ops
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.fake_quants import FakeQuantize
-from mmrazor_quant.graph.layers import call_layer
+from mmrazor_quant.graph.layers import call_layer, channel_axis
 from mmrazor_quant.observers import MSEObserver
 from mmrazor_quant.ops.layout import channel_rows
 from mmrazor_quant.ops.qparams import qparams_from_range
@@ -67,6 +67,10 @@ class RangeCandidates:
         qparams = self.scales[index], self.zero_points[index]
         limits = self.quantizer.quant_min, self.quantizer.quant_max
         return ops.fake_quantize(self.weight, *qparams, *limits, self.axis) - self.weight
+
+    def has_output_errors(self, layer: nn.Module) -> bool:
+        """Tells whether each output of a layer depends on one scale only."""
+        return self.axis in (-1, channel_axis(layer))
 
     def add_output_errors(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Adds the squared error of the layer's output, for each candidate, to those of other calls.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.engine.calibration import set_float
-from mmrazor_quant.engine.loops.arguments import check_int
 from mmrazor_quant.engine.progress import Progress
 from mmrazor_quant.fake_quants import DoReFaFakeQuantize, FakeQuantize
 from mmrazor_quant.graph.insert import WeightSite
@@ -33,7 +33,8 @@ class WeightRangeMSE(PTQStep):
 
     The error is that of the layer's output on float calibration data, E[((w - q(w)) x)^2], or that of the weight
     itself, (w - q(w))^2, which knows nothing of what the weight is multiplied with: clipping a few large weights looks
-    cheap to it, but shifts the output. A weight that a function reads, or that no data reach, always gets the latter.
+    cheap to it, but shifts the output. A weight that a function reads, that no data
+    reach, or whose scales run over another dimension than the output channels always gets the latter.
 
     Args:
         error: ``'output'`` or ``'weight'``.
@@ -49,7 +50,7 @@ class WeightRangeMSE(PTQStep):
         if error not in ('output', 'weight'):
             raise ValueError(f"error: got {error!r}, allowed: 'output', 'weight'")
         self.error = error
-        self.batches = check_int('batches', batches, minimum=1)
+        self.batches = check_integer('batches', batches, 1)
 
     @torch.no_grad()
     def run(self, context: StepContext) -> None:
@@ -68,7 +69,8 @@ class WeightRangeMSE(PTQStep):
     def _measure_outputs(self, context: StepContext, candidates: dict[WeightSite, RangeCandidates]) -> None:
         """Runs the float model, and each layer with the error that each candidate makes, on calibration data."""
         model = context.model
-        layers = {model.architecture.get_submodule(site.layer): each for site, each in candidates.items()}
+        found = ((model.architecture.get_submodule(site.layer), each) for site, each in candidates.items())
+        layers = {layer: each for layer, each in found if each.has_output_errors(layer)}
 
         count = min(self.batches, context.count)
         progress = Progress(count * len(layers), 'Ranges of weights, layer')

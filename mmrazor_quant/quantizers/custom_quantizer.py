@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from mmrazor_quant.arguments import check_flag
 from mmrazor_quant.backends import BACKENDS
 from mmrazor_quant.backends.rules import RESIDUAL, Rules
 from mmrazor_quant.codebases import Example
@@ -65,19 +66,22 @@ class CustomQuantizer:
         quantize_bias: bool = False,
         tracer: Mapping[str, Any] | None = None,
     ) -> None:
-        if backend not in BACKENDS:
+        if not isinstance(backend, str) or backend not in BACKENDS:
             raise ValueError(f'quantizer.backend: one of {sorted(BACKENDS)} wanted, got {backend!r}')
         self.rules = BACKENDS[backend]
-        self.kinds = set(self.rules.quantized) | ({'add'} if quantize_add else set())
-        self.qconfig = QConfig(qconfig or {})
+        add = check_flag('quantizer.quantize_add', quantize_add)
+        self.kinds = set(self.rules.quantized) | ({'add'} if add else set())
+        self.qconfig = QConfig({} if qconfig is None else qconfig)
         self.fold_batch = _check_bn_folding(bn_folding) == 'batch'
-        self.quantize_bias = quantize_bias or self.rules.quantize_bias
+        self.quantize_bias = check_flag('quantizer.quantize_bias', quantize_bias) or self.rules.quantize_bias
         for config in self.qconfig.all_tensor_configs():
             # Unknown types and arguments show before the model is captured.
             quantizer = config.build()
             self.rules.limits(config.kind).check(config.scheme, f'{config.field}_qscheme', backend)
             if config.kind == 'a':
                 _check_dynamic(quantizer, config, self.rules)
+            else:
+                _check_weight_axis(config, self.rules, self.quantize_bias)
             if self.quantize_bias and config.kind == 'a':
                 _check_bias_input(quantizer, config)
         self.is_qat = is_qat
@@ -197,7 +201,7 @@ class CustomQuantizer:
             if config is None:
                 return None
             scheme = config.scheme
-            if kind == 'w' and scheme.is_per_channel:
+            if kind == 'w' and scheme.is_per_channel and not config.has_axis:
                 scheme = dataclasses.replace(scheme, ch_axis=axis)
             quantizer = config.build(scheme)
             quantizer.config = (config.fake_quant, config.observer, scheme)
@@ -224,6 +228,18 @@ def _check_dynamic(quantizer: nn.Module, config: TensorConfig, rules: Rules) -> 
         raise ValueError(f'{field}.type: got {type(quantizer).__name__}, {where}: {allowed}')
     if is_dynamic and quantizer.share not in rules.shares:
         raise ValueError(f'{field}.share: got {quantizer.share!r}, {where}: {", ".join(map(repr, rules.shares))}')
+
+
+def _check_weight_axis(config: TensorConfig, rules: Rules, quantize_bias: bool) -> None:
+    if not (config.has_axis and config.scheme.is_per_channel):
+        return
+    got = f'{config.field}_qscheme.ch_axis: got {config.scheme.ch_axis}, allowed with'
+    if not rules.any_weight_axis:
+        raise ValueError(f"{got} quantizer.backend='{rules.name}': to leave it out (the output channels)")
+    if quantize_bias:
+        raise ValueError(
+            f'{got} quantizer.quantize_bias: to leave it out (an integer bias has the scales of the output channels)'
+        )
 
 
 def _check_bias_input(quantizer: nn.Module, config: TensorConfig) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mmrazor_quant.arguments import require
 from mmrazor_quant.compat import FakeQuantizeBase
 from mmrazor_quant.fake_quants.build import build_fake_quant
 from mmrazor_quant.qscheme import QScheme
@@ -38,6 +39,7 @@ class TensorConfig:
         scheme: bits, symmetry, granularity.
         field: where in the user's config it stands, for messages, such as ``qconfig.w``.
         kind: ``'w'`` for weights, ``'a'`` for activations.
+        has_axis: whether the config names the dimension of the channels.
     """
 
     observer: dict[str, Any]
@@ -45,6 +47,7 @@ class TensorConfig:
     scheme: QScheme
     field: str
     kind: str
+    has_axis: bool = False
 
     def build(self, scheme: QScheme | None = None) -> FakeQuantizeBase:
         """Builds the fake quantizer.
@@ -71,6 +74,7 @@ class QConfig:
     """
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
+        require(isinstance(cfg, Mapping), 'qconfig', cfg, 'a dict')
         cfg = dict(cfg)
         qtype = cfg.pop('qtype', 'affine')
         if qtype != 'affine':
@@ -135,11 +139,11 @@ def _tensor_config(fields: Mapping[str, Any], kind: str, where: str) -> TensorCo
         return None
     if not isinstance(scheme, Mapping):
         raise ValueError(f"{where}.{kind}_qscheme: a dict or 'float' wanted, got {scheme!r}")
-    # The channels of activations are their dimension 1; those of weights are known from the layer.
+    # Unless told otherwise, the channels of activations are their dimension 1; those of weights the layer knows.
     axis = dict(ch_axis=1) if kind == 'a' and scheme.get('is_per_channel') else {}
     parsed = QScheme.from_cfg({**axis, **scheme}, f'{where}.{kind}_qscheme')
     observer, fake_quant = dict(fields[f'{kind}_observer']), dict(fields[f'{kind}_fake_quant'])
-    return TensorConfig(observer, fake_quant, parsed, f'{where}.{kind}', kind)
+    return TensorConfig(observer, fake_quant, parsed, f'{where}.{kind}', kind, 'ch_axis' in scheme)
 
 
 def _known(cfg: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -148,9 +152,14 @@ def _known(cfg: Mapping[str, Any], where: str, extra: tuple[str, ...] = ()) -> d
         if key not in allowed:
             own = ('qtype', *allowed, 'overrides') if where == 'qconfig' else allowed
             raise ValueError(f'{where}: unknown field {key!r}; the fields are {", ".join(own)}')
-        if key.endswith(('_observer', '_fake_quant')) and not (isinstance(value, Mapping) and 'type' in value):
-            raise ValueError(f'{where}.{key}: a dict with a type wanted, got {value!r}')
+        if key.endswith(('_observer', '_fake_quant')):
+            _check_class(value, f'{where}.{key}')
     return dict(cfg)
+
+
+def _check_class(cfg: Any, where: str) -> None:
+    require(isinstance(cfg, Mapping) and 'type' in cfg, where, cfg, 'a dict with a type')
+    require(isinstance(cfg['type'], (str, type)), f'{where}.type', cfg['type'], 'the name of a class, or a class')
 
 
 def _override(item: Any, index: int) -> dict[str, Any]:
@@ -160,6 +169,8 @@ def _override(item: Any, index: int) -> dict[str, Any]:
     override = _known(item, where, MATCHERS)
     if not any(key in override for key in MATCHERS):
         raise ValueError(f'{where}: says for no layer that it applies; give one of {", ".join(MATCHERS)}')
+    for key, allowed in (('name', 'a pattern of module paths'), ('type', 'the name of a class or function')):
+        require(isinstance(override.get(key, ''), str), f'{where}.{key}', override.get(key), allowed)
     if override.get('order', 'first') not in ORDERS:
         raise ValueError(f'{where}.order: one of {ORDERS} wanted, got {override["order"]!r}')
     return override

@@ -262,8 +262,8 @@ def test_built_dataset_with_transforms_is_refused(make_runner):
 
 
 @pytest.mark.parametrize('changes, match', [
-    ({'calibrate_steps': 0}, r'test_cfg\.calibrate_steps must be an int >= 1, but got 0'),
-    ({'calibrate_steps': 2.5}, r'test_cfg\.calibrate_steps must be an int >= 1, but got 2.5'),
+    ({'calibrate_steps': 0}, r'test_cfg\.calibrate_steps: got 0, allowed: integers from 1 up'),
+    ({'calibrate_steps': 2.5}, r'test_cfg\.calibrate_steps: got 2\.5, allowed: integers from 1 up'),
     ({'calibrate_seed': -1}, r'test_cfg\.calibrate_seed'),
     ({'calibrate_step': 3}, r"test_cfg of PTQLoop has no field 'calibrate_step'; known are .*calibrate_steps"),
     ({'reconstruct': {'type': 'AdaRound'}}, r"has no field 'reconstruct'"),

@@ -95,7 +95,7 @@ def test_weights_quantized_while_observing_have_their_final_ranges(make_runner):
                                          'mmrazor.BiasCorrection, mmrazor.CrossLayerEqualization, mmrazor.Weight'),
     ([{'type': 'mmrazor.CustomTracer'}], r"extra_steps\[0\].type: got 'mmrazor.CustomTracer', allowed: mmrazor.Bias"),
     ([{**BIAS, 'batches': 3}], r'extra_steps\[0\].batches: .* no such field; allowed: activations, passes'),
-    ([{**BIAS, 'passes': 0}], r'extra_steps\[0\].passes must be an int >= 1, but got 0'),
+    ([{**BIAS, 'passes': 0}], r'extra_steps\[0\]\.passes: got 0, allowed: integers from 1 up'),
     ([{**BIAS, 'activations': 8}], r'extra_steps\[0\].activations: got 8, allowed: True, False'),
     ([{**CLE, 'clips': 'keep'}], r"extra_steps\[0\].clips: got 'keep', allowed: 'scale', 'skip'"),
     ([{**MSE, 'error': 'input'}], r"extra_steps\[0\].error: got 'input', allowed: 'output', 'weight'"),

@@ -143,7 +143,7 @@ def test_quantizing_what_was_never_observed_is_refused(make_runner, fields):
     ({'act_quant_begin': -1}, r'train_cfg\.act_quant_begin must be an int >= 0 \(epochs\), but got -1'),
     ({'act_quant_begin': 2}, r'train_cfg\.act_quant_begin=2 is never reached: training ends after 2 epochs'),
     ({'observe_begin': 1, 'observe_end': 0}, r'train_cfg\.observe_end=0 is before'),
-    ({'calibrate_steps': -1}, r'train_cfg\.calibrate_steps must be an int >= 0, but got -1'),
+    ({'calibrate_steps': -1}, r'train_cfg\.calibrate_steps: got -1, allowed: integers from 0 up'),
     ({'freeze_bn': 3}, r"train_cfg of QATEpochBasedLoop has no field 'freeze_bn'; known are .*freeze_bn_begin"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(make_runner, fields, match):

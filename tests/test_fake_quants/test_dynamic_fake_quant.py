@@ -194,7 +194,7 @@ def test_refusals():
      r'qconfig\.w_fake_quant\.type: PACTFakeQuantize is not for weights'),
     (dict(a_fake_quant=DYNAMIC, a_qscheme=dict(bit=8, is_per_channel=True)),
      r'qconfig\.a: DynamicFakeQuantize with EMAMinMaxObserver: is_per_channel: got True, .*see share'),
-    (dict(a_fake_quant=dict(DYNAMIC, share='channel')), r"qconfig\.a: .*share: got 'channel'"),
+    (dict(a_fake_quant=dict(DYNAMIC, share='channel')), r"qconfig\.a_fake_quant\.share: got 'channel'"),
     (dict(overrides=[dict(name='*', w_fake_quant=DYNAMIC)]),
      r'qconfig\.overrides\[0\]\.w_fake_quant\.type: DynamicFakeQuantize is not for weights'),
 ])  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import hypothesis.extra.numpy
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -301,3 +302,45 @@ def test_large_batches_are_sampled_in_bounded_time(kind):
         # The divergence of a Gaussian is flat around its minimum.
         rtol = 0.35 if kind is HistogramObserver else 0.1
         torch.testing.assert_close(sampled.calculate_qparams()[0], full.calculate_qparams()[0], rtol=rtol, atol=0)
+
+
+WRONG = [
+    (MinMaxObserver, 'eps', ['1e-3', True, None, 0, -1, float('nan'), float('inf')], 'positive numbers'),
+    (MinMaxObserver, 'is_dynamic', [0, 'no', None], 'True, False'),
+    (MinMaxObserver, 'is_pot_scale', [1, 'no', None], 'True, False'),
+    (EMAMinMaxObserver, 'ema_ratio', ['0.9', False, None, 1, -0.1, float('nan')], '0 <= ema_ratio < 1'),
+    (EMAPercentileObserver, 'ema_ratio', ['0.9', True, 1.5], '0 <= ema_ratio < 1'),
+    (PercentileObserver, 'percentile', ['99', True, None, 0, 100.1, float('nan')], '0 < percentile <= 100'),
+    (EMAPercentileObserver, 'percentile', ['99', True, None, 0, 100.1], '0 < percentile <= 100'),
+    (MSEObserver, 'bins', ['100', 100.5, 100.0, True, None, 1], 'integers from 2 up'),
+    (MSEObserver, 'max_samples', ['100', 100.5, True, 0], 'integers from 1 up'),
+    (MSEObserver, 'p', ['2', True, None, 0, float('inf'), float('nan')], 'numbers from 0.1 up'),
+    (MSEObserver, 'exact', ['False', 0, 1.0], 'True, False'),
+    (EMAMSEObserver, 'p', ['2', True, None, 0.01], 'numbers from 0.1 up'),
+    (EMAMSEObserver, 'exact', ['False', 0], 'True, False'),
+    (HistogramObserver, 'objective', ['KL', None, ['kl']], "'kl', 'mse'"),
+    (LSQPlusObserver, 'sigmas', ['3', True, None, 0, -3, float('inf')], 'positive numbers'),
+    (FixedRangeObserver, 'function', ['relu', True, ['tanh']], "'sigmoid', 'softmax', 'tanh'"),
+]
+
+
+@pytest.mark.parametrize(
+    'observer, field, given, allowed', [(*case[:2], value, case[3]) for case in WRONG for value in case[2]]
+)
+def test_a_wrong_argument_is_named_with_its_value_and_what_is_allowed(observer, field, given, allowed):
+    with pytest.raises(ValueError) as error:
+        observer(**{**SCHEMES['tensor-symmetric'].observer_params(), field: given})
+
+    assert str(error.value) == f'{field}: got {given!r}, allowed: {allowed}'
+
+
+def test_the_exponent_of_a_histogram_of_least_error():
+    with pytest.raises(ValueError, match="p: got '2', allowed: numbers from 0.1 up"):
+        HistogramObserver(objective='mse', p='2')
+
+
+def test_numbers_of_numpy_and_limits_themselves_are_taken():
+    assert EMAMinMaxObserver(ema_ratio=np.float32(0.5)).ema_ratio == 0.5
+    assert EMAMinMaxObserver(ema_ratio=0).ema_ratio == 0
+    assert MSEObserver(bins=np.int64(2), max_samples=1).bins == 2
+    assert PercentileObserver(percentile=100).percentile == 100

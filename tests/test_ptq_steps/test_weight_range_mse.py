@@ -148,6 +148,15 @@ def test_weights_read_by_functions_get_the_range_of_least_weight_error():
     assert torch.equal(found[1], expected[1]) and total(found[1:]) < 0.9 * total(before[1:])
 
 
+def test_scales_of_the_input_channels_get_the_range_of_least_weight_error():
+    """No output depends on one of them only."""
+    by_output, by_weight, before = (prepared(w_qscheme=dict(bit=3, ch_axis=0)) for _ in range(3))
+    transposed = (found[1] for found in map(errors, (set_ranges(by_output), set_ranges(by_weight, error='weight'))))
+
+    assert torch.equal(*transposed)
+    assert (errors(by_weight)[1] < errors(before)[1]).any()
+
+
 @pytest.mark.parametrize('scheme', ['per channel', 'per tensor'])
 def test_symmetric_ranges_are_as_good_as_a_dense_search(scheme):
     model = set_ranges(prepared(w_qscheme=SCHEMES[scheme]), error='weight')

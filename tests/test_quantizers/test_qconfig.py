@@ -238,6 +238,27 @@ REFUSED = {
         dict(overrides=[dict(name='a', w_observer=dict(type='NoSuch'))]), 'qconfig.overrides[0].w_observer', 'NoSuch'
     ),
     'float as base': (dict(w_qscheme='Float'), 'qconfig.w_qscheme', 'Float'),
+    'text': ('w8a8', 'qconfig: got', "'w8a8'"),
+    'an empty list': ([], 'qconfig: got', '[]'),
+    'observer type as number': (dict(w_observer=dict(type=1)), 'qconfig.w_observer.type: got', '1'),
+    'fake quantizer type as None': (dict(a_fake_quant=dict(type=None)), 'qconfig.a_fake_quant.type: got', 'None'),
+    'observer type where nothing is quantized': (
+        dict(a_qscheme='float', a_observer=dict(type=1)), 'qconfig.a_observer.type: got', '1'
+    ),
+    'override for a class itself': (
+        dict(overrides=[dict(type=nn.Conv2d, w_qscheme='float')]), 'qconfig.overrides[0].type: got', 'Conv2d'
+    ),
+    'override for a number': (
+        dict(overrides=[dict(name=0, w_qscheme='float')]), 'qconfig.overrides[0].name: got', '0'
+    ),
+    'text for a number': (
+        dict(a_observer=dict(type='mmrazor.EMAMinMaxObserver', ema_ratio='0.9')),
+        'qconfig.a_observer.ema_ratio: got', "'0.9'",
+    ),
+    'number for a flag': (
+        dict(w_fake_quant=dict(type='mmrazor.LSQFakeQuantize', scale_grad=0)),
+        'qconfig.w_fake_quant.scale_grad: got', '0',
+    ),
 }  # fmt: skip
 
 
@@ -273,6 +294,15 @@ def test_one_quantizer_object_prepares_several_models():
 def test_an_unknown_backend_names_the_known_ones():
     with pytest.raises(ValueError, match=r"quantizer.backend: .*academic.*'nowhere'"):
         CustomQuantizer(backend='nowhere')
+    with pytest.raises(ValueError, match=r'quantizer.backend: .*academic.*\[1\]'):
+        CustomQuantizer(backend=[1])
+
+
+@pytest.mark.parametrize('field', ['quantize_add', 'quantize_bias'])
+@pytest.mark.parametrize('given', [1, 'False', None])
+def test_switches_of_the_quantizer_are_flags(field, given):
+    with pytest.raises(ValueError, match=f'quantizer.{field}: got {given!r}, allowed: True, False'):
+        CustomQuantizer(**{field: given})
 
 
 def test_resolve_tells_weights_and_activations_apart():

@@ -120,7 +120,7 @@ def test_unknown_codebase(write_config, expect_error):
 
 def test_wrong_field_of_the_loop(write_config, expect_error):
     message = expect_error('test', write_config(test_cfg__calibrate_steps=0))
-    assert 'test_cfg.calibrate_steps must be an int >= 1' in message
+    assert 'test_cfg.calibrate_steps: got 0, allowed: integers from 1 up' in message
     assert '(traceback in ' in message
 
 

@@ -9,4 +9,5 @@ RULES = Rules(
     optional=('add',),
     is_dynamic=(False, True),
     shares=SHARES,
+    any_weight_axis=True,
 )

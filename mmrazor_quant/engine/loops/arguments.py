@@ -24,22 +24,3 @@ def refuse_unknown(field: str, loop_class: type, unknown: dict[str, Any]) -> Non
             f'{field} of {loop_class.__name__} has no field {", ".join(map(repr, unknown))}; '
             f'known are {", ".join(known)}'
         )
-
-
-def check_int(field: str, value: Any, minimum: int) -> int:
-    """Check an integer of a config.
-
-    Args:
-        field: Config field.
-        value: What was given.
-        minimum: Smallest value allowed.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it is not an int, or too small.
-    """
-    if type(value) is not int or value < minimum:
-        raise ValueError(f'{field} must be an int >= {minimum}, but got {value!r}')
-    return value

@@ -7,13 +7,14 @@ from typing import Any
 
 from mmengine.runner import BaseLoop, Runner
 
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.backends.deploy import check_backend, deployed, open_session
 from mmrazor_quant.backends.simulation import arithmetic_of, simulated
 from mmrazor_quant.codebases import codebase_of
 from mmrazor_quant.engine.calibration import set_float, set_quantized
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.evaluation import evaluate
-from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.loops.arguments import refuse_unknown
 from mmrazor_quant.engine.quant_model import QuantModel, check_matched, unwrap_quant_model
 from mmrazor_quant.graph.frozen import frozen_weights
 from mmrazor_quant.registry import LOOPS
@@ -42,7 +43,7 @@ class DeployLoop(BaseLoop):
         refuse_unknown('test_cfg', DeployLoop, unknown)
         self.backend = backend
         check_backend(unwrap_quant_model(runner, 'test_cfg'), backend)
-        self.session = open_session(backend, Path(folder), check_int('test_cfg.threads', threads, minimum=1))
+        self.session = open_session(backend, Path(folder), check_integer('test_cfg.threads', threads, 1))
         super().__init__(runner, dataloader)
         self.evaluator = evaluator if not isinstance(evaluator, (dict, list)) else runner.build_evaluator(evaluator)
         if getattr(self.dataloader.dataset, 'metainfo', None) is not None:

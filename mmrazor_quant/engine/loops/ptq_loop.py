@@ -13,6 +13,7 @@ from mmengine.runner import Runner, TestLoop
 from mmengine.runner.loops import _parse_losses
 from torch.utils.data import DataLoader
 
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.engine.calibration import (
     build_calibration_dataloader,
     build_dataloader,
@@ -23,7 +24,7 @@ from mmrazor_quant.engine.calibration import (
 from mmrazor_quant.engine.checkpoint import save_quantized_checkpoint
 from mmrazor_quant.engine.comparison import comparison_table
 from mmrazor_quant.engine.evaluation import evaluate
-from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.loops.arguments import refuse_unknown
 from mmrazor_quant.engine.loops.rfc import reconstruction_of_rfc
 from mmrazor_quant.engine.memory import keep_freed_memory
 from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
@@ -83,11 +84,11 @@ class PTQLoop(TestLoop):
     ) -> None:
         refuse_unknown('test_cfg', PTQLoop, unknown)
         if batch_num is not None:
-            calibrate_steps = check_int('test_cfg.batch_num', batch_num, minimum=1)
+            calibrate_steps = check_integer('test_cfg.batch_num', batch_num, 1)
         if reconstruction_cfg is not None:
             reconstruction = reconstruction_of_rfc(reconstruction_cfg)
-        self.calibrate_steps = check_int('test_cfg.calibrate_steps', calibrate_steps, minimum=1)
-        self.calibrate_seed = check_int('test_cfg.calibrate_seed', calibrate_seed, minimum=0)
+        self.calibrate_steps = check_integer('test_cfg.calibrate_steps', calibrate_steps, 1)
+        self.calibrate_seed = check_integer('test_cfg.calibrate_seed', calibrate_seed, 0)
         self.calibrate_weights_quantized = calibrate_weights_quantized
         self.save_as = save_as
         self.reconstruction = _build_reconstruction(reconstruction)
