@@ -1,4 +1,4 @@
-"""The one place for what depends on the versions of torch, mmengine, mmdeploy and numpy underneath.
+"""The one place for what depends on the versions of torch, mmengine, mmdet, mmdeploy and numpy underneath.
 
 * :data:`FakeQuantizeBase`, :data:`UniformQuantizationObserverBase`: torch moves these from ``torch.ao.quantization``
   to torchao; the rest of the package imports them from here.
@@ -8,8 +8,10 @@
   them to the tracer, for as long as a trace takes.
 * :func:`alias_registry_module`: lets mmengine find the registries of the scope ``mmrazor`` in this package.
 * :func:`show_codebase_to_mmdeploy`: lets mmdeploy find its codebase ``mmrazor`` in this package.
+* :func:`let_ssd_heads_predict`: gives the head of SSD, in mmdet 3.3, the attribute that its ``predict`` asks for.
 
-The first and the last two of the functions run when :mod:`mmrazor_quant` is imported.
+:func:`allow_mmengine_checkpoints`, :func:`alias_registry_module` and :func:`show_codebase_to_mmdeploy` run when
+:mod:`mmrazor_quant` is imported, :func:`let_ssd_heads_predict` when a first model of mmdet is prepared.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ __all__ = [
     'allow_mmengine_checkpoints',
     'intercepted_autograd_functions',
     'intercepted_fallbacks',
+    'let_ssd_heads_predict',
     'show_codebase_to_mmdeploy',
 ]
 
@@ -158,6 +161,29 @@ def show_codebase_to_mmdeploy() -> None:
     """
     if not any(isinstance(finder, _CodebaseOfMMDeploy) for finder in sys.meta_path):
         sys.meta_path.append(_CodebaseOfMMDeploy())
+
+
+class _NoneUnlessSet:
+    """A class attribute of modules that is None for those without one of their own, be it a value or a submodule."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: torch.nn.Module | None, owner: type) -> Any:
+        # A plain None would hide a submodule of this name: torch looks for those only after the class.
+        return None if instance is None else instance._modules.get(self.name)
+
+
+def let_ssd_heads_predict() -> None:
+    """Give the heads of SSD and SSDLite a ``loss_cls``, where mmdet does not: its ``predict`` would fail without.
+
+    In mmdet 3.3, ``predict`` of all dense heads asks the classification loss how to make scores; ``SSDHead``, whose
+    loss is a function, has none, and gets a None that is asked in vain.
+    """
+    from mmdet.models import SSDHead
+
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = _NoneUnlessSet('loss_cls')
 
 
 @contextmanager

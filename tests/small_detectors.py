@@ -55,6 +55,12 @@ DETECTORS = {
         " neck=dict(in_channels=[16, 32, 64], out_channels=16),"
         " bbox_head=dict(num_classes=2, in_channels=16, feat_channels=16, exp_on_reg=True)",
     ),
+    'ssdlite': (
+        'ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+        "backbone=dict(widen_factor=0.125),"
+        " neck=dict(in_channels=(16, 1280), out_channels=(16, 1280, 16, 8, 8, 8)),"
+        " bbox_head=dict(in_channels=(16, 1280, 16, 8, 8, 8), num_classes=2)",
+    ),
     'yolox': (
         'yolox/yolox_tiny_8xb8-300e_coco.py',
         f"data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', random_size_range=(64, 96),"

@@ -12,7 +12,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmrazor_quant.codebases import build_examples, codebase_of, run_mode
+from mmrazor_quant.codebases import build_examples, codebase_of, has_modes, run_mode
 from mmrazor_quant.graph.layers import BATCH_NORM_TYPES
 from mmrazor_quant.tracing import CustomTracer, find_islands
 from mmrazor_quant.tracing.finder import Findings, equal
@@ -143,7 +143,10 @@ def _run(model: nn.Module, shape: tuple[int, ...], training: bool, mode: str) ->
                     module.eval()
             if mode == FEATURES:
                 return _plain(model.extract_feat(torch.randn(shape)))
-            return _plain(run_mode(model, shape, mode))
+            outputs = [run_mode(model, shape, mode)]
+            if has_modes(model) and codebase_of(model).padded_samples(model, shape) is not None:
+                outputs.append(run_mode(model, shape, mode, padded=True))
+            return _plain(outputs)
     except Exception as error:  # whatever the model's code raises is what is asked for
         return error
 

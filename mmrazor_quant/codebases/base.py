@@ -16,6 +16,10 @@ def _plain_forward(model: nn.Module, images: torch.Tensor, samples: list[Any], m
     return model(images, samples, mode=mode)
 
 
+def _no_padding(model: nn.Module, shape: tuple[int, ...]) -> None:
+    return None
+
+
 def _no_head(model: nn.Module) -> None:
     return None
 
@@ -38,6 +42,8 @@ class Codebase:
         settings: ``settings(model)``: context in which every part of the model takes part in ``predict``.
         head: ``head(model)``: the part behind ``extract_feat`` whose forward gives all raw results; None: there is no
             such thing.
+        padded_samples: ``padded_samples(model, shape)``: as ``samples``, for a batch of images of which one is smaller
+            and was padded; None: that makes no difference to the model's layers.
         classes: ``classes(outputs)``: the class of each image, of what ``predict`` gave; None: images have no class.
     """
 
@@ -47,6 +53,7 @@ class Codebase:
     modes: tuple[tuple[str, bool], ...] = (('tensor', False), ('predict', False), ('loss', True))
     settings: Callable[[nn.Module], AbstractContextManager] = contextlib.nullcontext
     head: Callable[[nn.Module], nn.Module | None] = _no_head
+    padded_samples: Callable[[nn.Module, tuple[int, ...]], list[Any] | None] = _no_padding
     classes: Callable[[list[Any]], list[Any] | None] = _no_classes
 
 

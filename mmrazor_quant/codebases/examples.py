@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,41 +118,46 @@ def _failure(model: nn.Module, shape: tuple[int, ...]) -> str | None:
 def run_all_modes(model: nn.Module, shape: tuple[int, ...]) -> bool:
     """Runs every mode, those of inference in eval and ``loss`` in train; the caller restores buffers and flags.
 
-    Modes that the example's labels do not fit are passed over: they call the same modules.
+    Modes that the example's labels do not fit are passed over: they call the same modules. A model whose layers are
+    told where images are padded runs on a batch with padding, too: they are called in another way then.
 
     Returns:
         Whether the modes of inference that make predictions worked.
     """
     codebase, failed = codebase_of(model), {}
+    modes = codebase.modes if has_modes(model) else (('tensor', False), ('tensor', True))
+    batches = (False,) if codebase.padded_samples(model, shape) is None else (False, True)
     with seeded(), codebase.settings(model):
-        for mode, training in codebase.modes if has_modes(model) else (('tensor', False), ('tensor', True)):
+        for padded, (mode, training) in itertools.product(batches, modes):
             model.train(training)
-            failed[mode, training] = _try(model, shape, mode) is not None
-    return not failed.get(('predict', False), failed.get(('tensor', False)))
+            failed[padded, mode, training] = _try(model, shape, mode, padded) is not None
+    return not any(failed.get((padded, 'predict', False), failed.get((padded, 'tensor', False))) for padded in batches)
 
 
-def _try(model: nn.Module, shape: tuple[int, ...], mode: str) -> str | None:
+def _try(model: nn.Module, shape: tuple[int, ...], mode: str, padded: bool = False) -> str | None:
     try:
-        run_mode(model, shape, mode)
+        run_mode(model, shape, mode, padded)
     except Exception as error:  # whatever the architecture raises is the answer to the question asked
         return f'{type(error).__name__}: {error}'
     return None
 
 
-def run_mode(model: nn.Module, shape: tuple[int, ...], mode: str) -> Any:
+def run_mode(model: nn.Module, shape: tuple[int, ...], mode: str, padded: bool = False) -> Any:
     """Runs a model on random images, with annotations of the library that it comes from.
 
     Args:
         model: the model, in the training mode to run.
         shape: shape (batch, channels, height, width) of the images.
         mode: ``loss``, ``predict`` or ``tensor``; not for a model without modes.
+        padded: have the first image padded, of a model to which that makes a difference.
     """
     parameter = next(model.parameters(), torch.empty(0))
     images = torch.randn(shape, dtype=parameter.dtype, device=parameter.device)
     if not has_modes(model):
         return model(images)
     codebase = codebase_of(model)
-    return codebase.forward(model, images, codebase.samples(model, shape), mode)
+    samples = codebase.padded_samples if padded else codebase.samples
+    return codebase.forward(model, images, samples(model, shape), mode)
 
 
 def codebase_of(model: nn.Module) -> Codebase:

@@ -9,13 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.models import BaseDetector, BaseMOTModel, SemiBaseDetector, SingleStageDetector
+from mmdet.models import (
+    BaseDetector,
+    BaseMOTModel,
+    DetectionTransformer,
+    SemiBaseDetector,
+    SingleStageDetector,
+    TwoStageDetector,
+)
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
+from mmrazor_quant.compat import let_ssd_heads_predict
+
 from .base import Codebase
+
+let_ssd_heads_predict()
 
 BOXES = ((0.1, 0.1, 0.5, 0.6), (0.3, 0.2, 0.9, 0.8), (0.05, 0.5, 0.4, 0.95))
 """Left, top, right and bottom of the objects of every example image, as parts of its width and height."""
@@ -39,10 +50,36 @@ def samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any]:
         model: a detector.
         shape: shape (batch, channels, height, width) of the images.
     """
+    return _samples(model, shape, [shape[2:]] * shape[0])
+
+
+def padded_samples(model: nn.Module, shape: tuple[int, ...]) -> list[Any] | None:
+    """Returns the annotations of a batch whose first image is smaller than the others, and padded.
+
+    Args:
+        model: a detector.
+        shape: shape (batch, channels, height, width) of the images.
+
+    Returns:
+        One annotation an image; None for a detector whose layers are not told where an image ends.
+    """
+    if not any(isinstance(module, DetectionTransformer) for module in model.modules()):
+        return None
+    # Half: a little less is not seen at the stride of the features of a small image.
+    smaller = tuple(n // 2 for n in shape[2:])
+    return _samples(model, shape, [smaller] + [shape[2:]] * (shape[0] - 1))
+
+
+def _samples(model: nn.Module, shape: tuple[int, ...], sizes: list[tuple[int, int]]) -> list[Any]:
     classes = min(_numbers_of_classes(model), default=1)
     device = next(model.parameters(), torch.empty(0)).device
-    with_masks = any(getattr(m, name, None) is not None for m in model.modules() for name in _HEADS_FOR_MASKS)
-    return [_sample(i, shape[2:], classes, with_masks).to(device) for i in range(shape[0])]
+    samples = [_sample(i, size, shape[2:], classes) for i, size in enumerate(sizes)]
+    # Some assigners look at masks wherever there are any; a detector does not run its RPN where there are proposals.
+    if any(getattr(m, name, None) is not None for m in model.modules() for name in _HEADS_FOR_MASKS):
+        _add_masks(samples)
+    if any(isinstance(module, TwoStageDetector) and not module.with_rpn for module in model.modules()):
+        _add_proposals(samples)
+    return [sample.to(device) for sample in samples]
 
 
 def _numbers_of_classes(model: nn.Module) -> Iterator[int]:
@@ -52,26 +89,33 @@ def _numbers_of_classes(model: nn.Module) -> Iterator[int]:
             yield count
 
 
-def _sample(index: int, size: tuple[int, int], classes: int, with_masks: bool) -> DetDataSample:
+def _sample(index: int, size: tuple[int, int], padded: tuple[int, int], classes: int) -> DetDataSample:
     height, width = size
     boxes = torch.tensor(BOXES) * torch.tensor([width, height, width, height])
     labels = (torch.arange(len(BOXES)) + index) % classes
     sample = DetDataSample(
         metainfo=dict(
-            img_id=index, img_path=f'{index}.jpg', img_shape=size, ori_shape=size, pad_shape=size,
-            batch_input_shape=size, scale_factor=(1.0, 1.0), flip=False, flip_direction=None,
+            img_id=index, img_path=f'{index}.jpg', img_shape=size, ori_shape=size, pad_shape=padded,
+            batch_input_shape=padded, scale_factor=(1.0, 1.0), flip=False, flip_direction=None,
             border=np.zeros(4, dtype=np.float32), frame_id=index, video_length=FRAMES,
         )
     )  # fmt: skip
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, instances_ids=torch.arange(len(BOXES)))
     sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=labels[:0])
-    if with_masks:
-        # Some assigners look at masks wherever there are any.
-        sample.gt_instances.masks = _masks(boxes, size)
-        sample.ignored_instances.masks = BitmapMasks([], *size)
-    sample.proposals = InstanceData(bboxes=boxes.clone(), scores=torch.linspace(0.9, 0.5, len(BOXES)))
-    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long))
+    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *padded, dtype=torch.long))
     return sample
+
+
+def _add_masks(samples: list[DetDataSample]) -> None:
+    for sample in samples:
+        sample.gt_instances.masks = _masks(sample.gt_instances.bboxes, sample.batch_input_shape)
+        sample.ignored_instances.masks = BitmapMasks([], *sample.batch_input_shape)
+
+
+def _add_proposals(samples: list[DetDataSample]) -> None:
+    for sample in samples:
+        boxes = sample.gt_instances.bboxes.clone()
+        sample.proposals = InstanceData(bboxes=boxes, scores=torch.linspace(0.9, 0.5, len(BOXES)))
 
 
 def _masks(boxes: Tensor, size: tuple[int, int]) -> BitmapMasks:
@@ -158,4 +202,5 @@ CODEBASE = Codebase(
     modes=(('predict', False), ('tensor', False), ('loss', True)),
     settings=settings,
     head=head,
+    padded_samples=padded_samples,
 )

@@ -78,7 +78,10 @@ class Signature:
 
     def accepts(self, leaves: list[Any], spec: pytree.TreeSpec) -> bool:
         """Tells whether flattened arguments fit."""
-        return spec == self.spec and all(_same(leaves[i], value) for i, value in self.constants)
+        if spec != self.spec or not all(_same(leaves[i], value) for i, value in self.constants):
+            return False
+        # An optional tensor that is not given is a constant of another signature.
+        return all(i in self.dynamic or isinstance(leaves[i], torch.Tensor) for i in self.inputs)
 
 
 @dataclass

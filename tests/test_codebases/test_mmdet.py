@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import mmdet.models
 import pytest
 import torch
+from mmdet.models import SSDHead
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -59,6 +59,41 @@ def test_samples_fit_their_image(detector):
         assert sample.gt_instances.labels.max() <= 2
         assert 'masks' not in sample.gt_instances
         assert sample.gt_sem_seg.shape == (40, 60)
+
+
+def test_padding_is_for_models_whose_layers_are_told_of_it(detector, monkeypatch):
+    assert mmdet.padded_samples(detector, (2, 3, 40, 60)) is None
+
+    monkeypatch.setattr(mmdet, 'DetectionTransformer', type(detector))
+    padded, full = mmdet.padded_samples(detector, (2, 3, 40, 60))
+
+    assert padded.img_shape == (20, 30) and full.img_shape == (40, 60)
+    for sample in (padded, full):
+        assert sample.batch_input_shape == sample.pad_shape == sample.gt_sem_seg.shape == (40, 60)
+    assert (padded.gt_instances.bboxes * 2 == full.gt_instances.bboxes).all()
+
+
+def test_proposals_are_for_models_without_a_network_for_them(monkeypatch):
+    two_stage = mmdet.TwoStageDetector(backbone=retinanet().backbone, init_cfg=None)
+    assert not two_stage.with_rpn
+    proposals = mmdet.samples(two_stage, (1, 3, 40, 60))[0].proposals
+    assert len(proposals.bboxes) == len(proposals.scores) > 0
+
+    monkeypatch.setattr(two_stage, 'rpn_head', nn.Conv2d(1, 1, 1), raising=False)
+    assert 'proposals' not in mmdet.samples(two_stage, (1, 3, 40, 60))[0]
+
+
+@pytest.mark.parametrize('own', [None, nn.CrossEntropyLoss(), 'a value'])
+def test_heads_of_ssd_have_a_loss_or_none(own):
+    anchors = dict(type='SSDAnchorGenerator', input_size=300, strides=[16], ratios=[[2]], min_sizes=[9], max_sizes=[9])
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = SSDHead(in_channels=(4,), anchor_generator=anchors)
+    assert head.loss_cls is None
+
+    if own is not None:
+        head.loss_cls = own
+
+    assert head.loss_cls is own
 
 
 def test_masks_are_for_models_that_learn_them(detector, monkeypatch):

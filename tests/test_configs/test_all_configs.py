@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import mmcls.utils
+import mmcv.ops
 import mmdet.utils
 import pytest
 import yaml
 from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIMIZERS, PARAM_SCHEDULERS, TRANSFORMS
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TASK_UTILS,
+    TRANSFORMS,
+    Registry,
+)
 
 import mmrazor_quant  # noqa: F401
 from mmrazor_quant.engine.checkpoint import check_checkpoint
@@ -34,6 +46,12 @@ NETWORKS += ['vit-base-p16', 'swin-tiny', 'convnext-tiny']
 DETECTORS = ['retinanet_r50', 'fcos_r50', 'atss_r50', 'yolox-nano', 'yolox-tiny', 'yolox-s', 'rtmdet-tiny', 'ssdlite']
 DETECTORS += ['faster-rcnn_r50', 'mask-rcnn_r50', 'detr_r50']
 PACKAGES = {'mmcls': mmcls, 'mmdet': mmdet}
+BITS = {'lsq': ['w8a8', 'w4a4', 'w3a3', 'w2a2'], 'lsq_plus': ['w4a4', 'w2a2'], 'iao': ['w8a8']}
+"""Of each method, that is of each folder of its configs."""
+PARTS = ['data_preprocessor', 'backbone', 'neck', 'head']
+PARTS += ['bbox_head', 'rpn_head', 'roi_head', 'mask_head', 'encoder', 'decoder']
+TASKS = {'anchor_generator', 'prior_generator', 'bbox_coder', 'assigner', 'sampler'}
+"""Parts of detectors that are no modules."""
 
 
 def scope_of(name: str) -> str:
@@ -59,21 +77,27 @@ def load(name: str) -> Config:
     return copy.deepcopy(resolved(name))
 
 
-def dicts_of(value: Any) -> Iterator[dict]:
-    """Yield all dicts in a config that have a type."""
+def dicts_of(value: Any, name: str = '') -> Iterator[tuple[str, dict]]:
+    """Yield all dicts in a config that have a type, each with the name of the entry that it stands in."""
     if isinstance(value, dict):
         if 'type' in value:
-            yield value
-        value = [each for key, each in value.items() if key != 'init_cfg']
-    if isinstance(value, (list, tuple)):
+            yield name, value
+        for key, each in value.items():
+            if key != 'init_cfg':
+                yield from dicts_of(each, key)
+    elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from dicts_of(each)
+            yield from dicts_of(each, name)
 
 
-def check_types(registry: Any, value: Any, scope: str) -> None:
+def check_types(registry: Registry, value: Any, scope: str) -> None:
     """Look every type in a part of a config up, as building it would."""
-    for each in dicts_of(value):
-        with registry.switch_scope_and_registry(each.get('_scope_', scope)) as scoped:
+    for name, each in dicts_of(value):
+        if name == 'roi_layer':
+            assert hasattr(mmcv.ops, each['type']), each['type']
+            continue
+        own = TASK_UTILS if name in TASKS else registry
+        with own.switch_scope_and_registry(each.get('_scope_', scope)) as scoped:
             assert scoped.get(each['type']) is not None, each['type']
 
 
@@ -91,7 +115,7 @@ def test_types_exist(name):
     model, scope = cfg.model.get('architecture', cfg.model), scope_of(name)
 
     assert cfg.default_scope == scope
-    check_types(MODELS, {key: model[key] for key in ('type', 'backbone', 'neck', 'head') if model.get(key)}, scope)
+    check_types(MODELS, {key: model[key] for key in ('type', *PARTS) if model.get(key)}, scope)
     check_types(OPTIMIZERS, cfg.get('optim_wrapper', {}).get('optimizer'), scope)
     check_types(PARAM_SCHEDULERS, cfg.get('param_scheduler'), scope)
     hooks = [*cfg.get('default_hooks', {}).values(), *cfg.get('custom_hooks', [])]
@@ -144,6 +168,33 @@ def test_detectors_have_configs(kind, detector):
     assert f'{kind}/{detector}_w8a8_coco.py' in STOCK
 
 
+@pytest.mark.parametrize('network', ['resnet18', 'resnet50', 'mobilenet-v2', 'efficientnet-b0'])
+@pytest.mark.parametrize('method, bits', [(method, each) for method in BITS for each in BITS[method]])
+def test_methods_have_configs(method, bits, network):
+    assert f'qat/{method}/{network}_{method.replace("_", "-")}_{bits}_in1k.py' in STOCK
+
+
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if '_lsq' in name])
+def test_learned_scales_are_trained_as_such(name):
+    cfg = load(name)
+    qconfig = cfg.model.quantizer.qconfig
+    kind = 'mmrazor.LSQPlusFakeQuantize' if '_lsq-plus' in name else 'mmrazor.LSQFakeQuantize'
+
+    assert qconfig.w_fake_quant.type == qconfig.a_fake_quant.type == kind
+    assert cfg.optim_wrapper.constructor == 'mmrazor.QuantOptimWrapperConstructor'
+    if '_lsq-plus' in name:
+        assert strip_scope(cfg.optim_wrapper.paramwise_cfg) == {'offset_lr_mult': 0.1}
+
+
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if '_iao_' in name])
+def test_integer_arithmetic_has_no_float_left(name):
+    quantizer = load(name).model.quantizer
+
+    assert quantizer.bn_folding == 'batch'
+    assert quantizer.quantize_bias is True
+    assert quantizer.quantize_add is True
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_architecture_and_weights_belong_together(name):
     """What the package itself gives as the weights of the config that the architecture comes from."""
@@ -187,7 +238,8 @@ def test_nothing_of_the_stock_schedule_is_left(name):
 
     assert [scheduler.type for scheduler in cfg.param_scheduler] == ['CosineAnnealingLR']
     assert cfg.param_scheduler[0].T_max == cfg.train_cfg.max_epochs
-    assert set(cfg.optim_wrapper) == set(cfg.qat_optim_wrapper)
+    own = {'paramwise_cfg'} if '_lsq-plus_' in name else set()
+    assert set(cfg.optim_wrapper) == set(cfg.qat_optim_wrapper) | own
     assert set(cfg.optim_wrapper.optimizer) == set(cfg.qat_optim_wrapper.optimizer)
     if scope_of(name) == 'mmcls':
         assert cfg.get('custom_hooks', []) == []
@@ -206,7 +258,8 @@ def test_images_are_not_mixed_when_detectors_are_fine_tuned(name):
         assert [cfg.train_cfg.max_epochs - hook.num_last_epochs for hook in switch] == [1]
 
 
-@pytest.mark.parametrize('name', [name for name in QUANTIZED if 'w4a4' in name])
+# Of the benchmarks, those with few bits for the weights alone have them in all layers.
+@pytest.mark.parametrize('name', [name for name in QUANTIZED if re.search(r'_w[234]a[234]_|_w4a8_in1k', name)])
 def test_first_and_last_layer_at_8_bits(name):
     orders = {item['order']: item for item in load(name).model.quantizer.qconfig.overrides}
 

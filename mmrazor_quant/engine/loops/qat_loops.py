@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from mmrazor_quant.arguments import check_integer
 from mmrazor_quant.engine.calibration import calibrate
 from mmrazor_quant.engine.checkpoint import make_checkpoints_atomic
 from mmrazor_quant.engine.hooks import BatchAugmentsHook, CompiledWorkHook, EMABuffersHook, QuantEvalHook
-from mmrazor_quant.engine.loops.arguments import check_int, refuse_unknown
+from mmrazor_quant.engine.loops.arguments import refuse_unknown
 from mmrazor_quant.engine.memory import keep_freed_memory
-from mmrazor_quant.engine.quant_model import QuantModel, unwrap_quant_model
+from mmrazor_quant.engine.quant_model import QuantModel, check_matched, unwrap_quant_model
 from mmrazor_quant.engine.randomness import (
     CALIBRATION,
     EPOCH,
@@ -32,6 +33,30 @@ from mmrazor_quant.engine.schedule import QATSchedule, QATState
 from mmrazor_quant.registry import LOOPS
 
 
+def _check_trained(model: QuantModel) -> None:
+    """Refuse a model that learns in modules which only training runs, and not in the quantized ones.
+
+    Args:
+        model: Model.
+
+    Raises:
+        ValueError: All quantized weights are frozen, as those of a teacher are, and modules stay float that only
+            training runs, as its student does.
+    """
+    findings = getattr(model, 'findings', None)
+    if findings is None or not findings.training_only:
+        return
+    weights = [model.architecture.get_submodule(site.layer) for site in model.inserted.weights]
+    if weights and not any(p.requires_grad for layer in weights for p in layer.parameters(recurse=False)):
+        raise ValueError(
+            f'model.architecture: got a {type(model.architecture).__name__} that trains '
+            f'{", ".join(findings.training_only)}, which is not quantized since only training runs it, while all '
+            'quantized weights are frozen: quantization-aware training would train a float model. Train it in float, '
+            'and quantize the trained detector (its config as model.architecture, its weights as '
+            'model.float_checkpoint); the whole model can be quantized after training (mmrazor.PTQLoop)'
+        )
+
+
 class _QATLoop(BaseLoop):
     """What the two loops share: the schedule, the start of training, and randomness that survives a resume."""
 
@@ -41,10 +66,11 @@ class _QATLoop(BaseLoop):
 
     def _set_up(self, schedule: QATSchedule, by_epoch: bool, total: int, calibrate_steps: int) -> None:
         """Take over the quantization side of the arguments and register what the loop needs in the runner."""
+        _check_trained(self.model)
         schedule.check(total, 'epochs' if by_epoch else 'iterations', 'train_cfg')
         self.schedule = schedule
         self._schedule_by_epoch = by_epoch
-        self.calibrate_steps = check_int('train_cfg.calibrate_steps', calibrate_steps, minimum=0)
+        self.calibrate_steps = check_integer('train_cfg.calibrate_steps', calibrate_steps, 0)
         self._state: QATState | None = None
         self.runner.register_hook(QuantEvalHook(after_val=self._restore_state))
         self.runner.register_hook(EMABuffersHook())
@@ -87,6 +113,7 @@ class _QATLoop(BaseLoop):
         """See to it that every quantizer has a range before it is used for the first time."""
         model, logger = self.model, self.runner.logger
         if self._iter > 0:
+            check_matched(model, 'resume')
             return
         if model.is_calibrated:
             logger.info('The model is calibrated already: training begins with its ranges')
