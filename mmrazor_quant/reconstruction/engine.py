@@ -22,7 +22,7 @@ from mmrazor_quant.graph.insert import WeightSite
 from mmrazor_quant.tracing.island import islands_of
 
 from .cache import ActivationCache
-from .importance import Importance
+from .importance import Importance, Place
 from .islands import NO_GRAPH, Flow, UnitizedIsland, UnitOfGroups, log_whole
 from .learning import Learner, UnitData
 from .mirror import mirrored
@@ -61,8 +61,13 @@ class Task:
         return self.island.units[self.index]
 
     @property
+    def place(self) -> Place:
+        """What tells the unit from all others."""
+        return self.path, self.index
+
+    @property
     def name(self) -> str:
-        """Path of the unit in the model."""
+        """Path of the unit in the model; several may have one."""
         return f'{self.path}.{self.unit.first.name}'.strip('.') or 'model'
 
     @property
@@ -240,7 +245,7 @@ class Engine:
             quantized=quantized.inputs(unit),
             floating=inputs if mixing else None,
             targets=targets,
-            importance=None if self.importance is None else self.importance.of(task.name, quantized.groups),
+            importance=None if self.importance is None else self.importance.of(task.place, quantized.groups),
             weights=list(task.weights.values()),
             quantizers=list(task.quantizers.values()),
         )
@@ -280,7 +285,7 @@ class Engine:
         if not self.settings.fisher:
             return None
         self._set_state(False)
-        return Importance.measure(self.model, self.batches, [(t.name, t.path, t.island, t.index) for t in tasks])
+        return Importance.measure(self.model, self.batches, {task.place: task.island for task in tasks})
 
     # -- state of the model ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ from .islands import UnitizedIsland
 from .samples import Group
 from .streams import Tap, find_capture
 
+Place = tuple[str, int]
+"""A unit: the path of its island, and its number there; several units of an island may have one name."""
+
 
 class Importance:
     """The diagonal of the Fisher information of unit outputs: the mean squared gradient of the loss, over all samples.
@@ -23,36 +26,36 @@ class Importance:
         sums: Sum of squared gradients and number of samples, by unit, output and shape of a sample.
     """
 
-    def __init__(self, sums: dict[tuple[str, int, tuple[int, ...]], list[Any]]) -> None:
+    def __init__(self, sums: dict[tuple[Place, int, tuple[int, ...]], list[Any]]) -> None:
         self._sums = sums
 
     @classmethod
-    def measure(cls, model: Any, batches: list[Any], places: list[tuple[str, str, UnitizedIsland, int]]) -> Importance:
+    def measure(cls, model: Any, batches: list[Any], places: dict[Place, UnitizedIsland]) -> Importance:
         """Run the loss of a model on batches, forward and backward.
 
         Args:
             model: An OpenMMLab model, in the state of which the gradients are wanted.
             batches: Batches with annotations.
-            places: Its units.
+            places: Its units, in an order in which they can run, and their islands.
 
         Raises:
             ValueError: A model without loss, or data without annotations.
         """
         if not has_modes(model.architecture):
             raise ValueError("reconstruction.fisher: got True, but the model has no mode 'loss'; allowed: False")
-        sums: dict[tuple[str, int, tuple[int, ...]], list[Any]] = {}
-        by_island: dict[str, list[tuple[str, UnitizedIsland, int]]] = defaultdict(list)
-        for name, path, island, index in places:
-            by_island[path].append((name, island, index))
+        sums: dict[tuple[Place, int, tuple[int, ...]], list[Any]] = {}
+        by_island: dict[str, list[tuple[Place, UnitizedIsland]]] = defaultdict(list)
+        for place, island in places.items():
+            by_island[place[0]].append((place, island))
         for batch in batches:
             _add_batch(model, batch, by_island, sums)
         return cls(sums)
 
-    def of(self, name: str, groups: list[Group]) -> list[dict[int, Tensor]]:
+    def of(self, place: Place, groups: list[Group]) -> list[dict[int, Tensor]]:
         """Give the weights of the squared errors of a unit, of mean 1.
 
         Args:
-            name: The unit.
+            place: The unit.
             groups: The samples.
 
         Returns:
@@ -60,14 +63,14 @@ class Importance:
         """
         found: dict[int, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
         for (unit, position, shape), (total, count) in self._sums.items():
-            if unit == name:
+            if unit == place:
                 mean = total / count
                 found[position][shape] = mean / mean.mean().clamp(min=1e-30)
         return [found.get(position, {}) for position in range(1 + max(found, default=-1))]
 
 
 def _add_batch(model: Any, batch: Any, by_island: dict, sums: dict) -> None:
-    outputs: list[tuple[str, int, Tensor]] = []
+    outputs: list[tuple[Place, int, Tensor]] = []
     originals = {path: Island.of(model.architecture.get_submodule(path)) for path in by_island}
     try:
         for path, units in by_island.items():
@@ -79,10 +82,10 @@ def _add_batch(model: Any, batch: Any, by_island: dict, sums: dict) -> None:
     finally:
         for path, island in originals.items():
             island.install(model.architecture.get_submodule(path))
-    for name, position, value in outputs:
+    for place, position, value in outputs:
         if value.grad is not None:
             squares = value.grad.double().square().sum(0).float()
-            entry = sums.setdefault((name, position, tuple(squares.shape)), [torch.zeros_like(squares), 0])
+            entry = sums.setdefault((place, position, tuple(squares.shape)), [torch.zeros_like(squares), 0])
             entry[0] += squares
             entry[1] += len(value)
 
@@ -99,7 +102,7 @@ def _loss(model: Any, data: dict[str, Any]) -> Tensor:
     return total
 
 
-def _unit_by_unit(units: list[tuple[str, UnitizedIsland, int]], outputs: list[tuple[str, int, Tensor]]):
+def _unit_by_unit(units: list[tuple[Place, UnitizedIsland]], outputs: list[tuple[Place, int, Tensor]]):
     def run(island: Island, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         found = find_capture(island, module, args, kwargs)
         unitized = units[0][1]
@@ -108,14 +111,14 @@ def _unit_by_unit(units: list[tuple[str, UnitizedIsland, int]], outputs: list[tu
         capture, inputs = found
         kind = id(capture)
         values = dict(zip(unitized.placeholders(kind), map(_with_grad, inputs)))
-        for name, _, index in units:
-            unit = unitized.units[index]
+        for place, _ in units:
+            unit = unitized.units[place[1]]
             own = unit.by_kind[kind]
             results = unit.functions[kind](*(_copied(values[node]) for node in own.inputs))
             for position, (node, result) in enumerate(zip(own.outputs, results)):
                 if result.requires_grad:
                     result.retain_grad()
-                    outputs.append((name, position, result))
+                    outputs.append((place, position, result))
                 values[node] = result
         return torch.fx.node.map_arg(unitized.output(kind), values.__getitem__)
 

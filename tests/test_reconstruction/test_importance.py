@@ -9,7 +9,7 @@ from small_models import calibrate, images, trained
 from torch import nn
 
 from mmrazor_quant.algorithms import GeneralQuant
-from mmrazor_quant.reconstruction.importance import Importance
+from mmrazor_quant.reconstruction.importance import Importance, Place
 from mmrazor_quant.reconstruction.islands import UnitizedIsland
 from mmrazor_quant.registry import TASK_UTILS
 from mmrazor_quant.tracing.island import islands_of
@@ -18,10 +18,10 @@ from mmrazor_quant.tracing.island import islands_of
 class Classifier(nn.Module):
     """A network with a loss, as OpenMMLab models have it, whose second output channel nothing reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: nn.Module | None = None, channels: int = 4) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(4))
-        self.head = nn.Linear(4, 3)
+        self.blocks = blocks or nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(4))
+        self.head = nn.Linear(channels, 3)
         with torch.no_grad():
             self.head.weight[:, 1] = 0
 
@@ -56,21 +56,20 @@ def labelled() -> Labelled:
     return calibrate(model.eval(), *(x for x, _ in data()))
 
 
-def measured(model: Labelled) -> tuple[Importance, list[UnitizedIsland]]:
+def measured(model: Labelled) -> tuple[Importance, list[Place]]:
     model.set_quant_state(False, False, False, False)
-    places, islands = [], []
+    places = {}
     for path, module in islands_of(model.architecture).items():
         island = UnitizedIsland(module, 'block')
-        islands.append(island)
-        places += [(f'{path}.{unit.first.name}', path, island, i) for i, unit in enumerate(island.plan())]
+        places.update(((path, i), island) for i in range(len(island.plan())))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Importance.measure(model, data(), places), [name for name, *_ in places]
+    return Importance.measure(model, data(), places), list(places)
 
 
 def test_squared_gradients_of_the_loss():
     model = labelled()
-    importance, names = measured(model)
+    importance, places = measured(model)
     squares = torch.zeros(3)
     for x, labels in data():
         with torch.no_grad():
@@ -79,19 +78,44 @@ def test_squared_gradients_of_the_loss():
         nn.functional.cross_entropy(logits, labels).backward()
         squares += logits.grad.square().sum(0)
 
-    (found,) = importance.of(names[-1], [])
+    (found,) = importance.of(places[-1], [])
 
     assert torch.allclose(found[(3,)], squares / squares.mean(), rtol=1e-4)
 
 
 def test_what_nothing_depends_on_has_no_weight():
-    importance, names = measured(labelled())
+    importance, places = measured(labelled())
 
-    block = next(name for name in names if importance.of(name, []) and (4, 8, 8) in importance.of(name, [])[0])
-    found = importance.of(names[names.index(block) + 1], [])[0][(4, 8, 8)]
+    block = next(p for p in places if importance.of(p, []) and (4, 8, 8) in importance.of(p, [])[0])
+    found = importance.of(places[places.index(block) + 1], [])[0][(4, 8, 8)]
 
     assert found.mean() == pytest.approx(1.0, rel=1e-4)
     assert found[1].abs().max() == 0 and found[0].min() >= 0 and found[0].max() > 0
+
+
+class Twice(nn.Module):
+    """Units of two layers side by side, which only the whole contains; the second reads two channels of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        with torch.no_grad():
+            self.c.weight[:, 2] = self.d.weight[:, 2] = 0
+
+    def forward(self, x):
+        x = self.a(x) * self.b(x)
+        return self.c(x) * self.d(x)
+
+
+def test_units_of_one_name_have_importances_of_their_own():
+    model = labelled()
+    model = Labelled(trained(Classifier(Twice(), 3)), model.quantizer, input_shape=(3, 8, 8))
+    calibrate(model.eval(), *(x for x, _ in data()))
+    importance, places = measured(model)
+    first, second = (importance.of(place, [])[0][(3, 8, 8)] for place in places[:2])
+
+    assert first[2].abs().max() == 0 and first[0].min() > 0
+    assert second[2].min() > 0 and second[1].abs().max() == 0
 
 
 def test_it_changes_what_is_learned(tmp_path):
