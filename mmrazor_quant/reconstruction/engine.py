@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
@@ -191,6 +191,14 @@ class Engine:
                 'reconstruction: nothing to learn; set qconfig.w_fake_quant.type to mmrazor.AdaRoundFakeQuantize, or '
                 'qconfig.a_fake_quant.type to mmrazor.QDropFakeQuantize'
             )
+        plans = all_gather_object([(task.name, *task.modules) for task in tasks])
+        for rank, plan in enumerate(plans):
+            if plan != plans[0]:
+                own, other = (sorted(unit[0] for unit in each) for each in (plans[0], plan))
+                raise ValueError(
+                    f'reconstruction: process {rank} has other units than process 0 ({other}, {own}): its calibration '
+                    'data call the model in another way; allowed: one process, or data alike'
+                )
 
     # -- an island -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from small_models import images
 from torch import Tensor, nn
 
 from mmrazor_quant.fake_quants import AdaRoundFakeQuantize
+from mmrazor_quant.reconstruction import engine
 from mmrazor_quant.tracing import island as tracing_island
 
 METHODS = ['AdaRound', 'BRECQ', 'QDrop']
@@ -449,3 +450,11 @@ def test_calibration_forgets_what_was_learned(tmp_path):
     assert all(not quantizer.is_learned for _, quantizer in model.weight_quantizers())
     x = fresh.architecture.head.weight
     assert torch.equal(model.architecture.head.weight_fake_quant(x), fresh.architecture.head.weight_fake_quant(x))
+
+
+def test_processes_with_other_units_are_refused(tmp_path, monkeypatch):
+    """Otherwise they would wait for each other for ever."""
+    monkeypatch.setattr(engine, 'all_gather_object', lambda plan: [plan, plan[1:]])
+
+    with pytest.raises(ValueError, match=r'process 1 has other units than process 0 .*head'):
+        reconstruct(calibrated(), tmp_path, 'QDrop', iters=5)
