@@ -175,15 +175,15 @@ class Variant:
         twin = next((c for c in captures if c.unverified and code_of(c.graph) == code_of(graph)), None)
         if twin is not None:
             twin.sizes.add(sizes)
-            # Nothing of a size is in it.
+            # The same code for other sizes: none of them is a constant of it.
             twin.exact = twin.unverified = len(twin.sizes) < ENOUGH_SIZES
             return twin
-        is_first = not captures
         for other in captures:
             other.unverified = False
-        exact = not self.unique() or any(c.exact for c in self.unique())
-        captures.append(Capture(graph, {sizes}, exact, lower, unverified=exact and is_first))
-        capture = captures[-1]
+        is_first = not captures
+        exact = is_first or any(c.exact for c in self.unique())
+        capture = Capture(graph, {sizes}, exact, lower, unverified=is_first)
+        captures.append(capture)
         # The first ones are those the model was prepared with.
         del captures[MAX_PREPARED:-MAX_LATER]
         return capture

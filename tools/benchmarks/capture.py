@@ -5,7 +5,7 @@ Weights and images are random; the two forwards of a network take turns, and eac
     python tools/benchmarks/capture.py
     python tools/benchmarks/capture.py --models yolox-nano --rounds 21
 
-The last line is JSON: {"resnet20": ..., "mobilenet-v2": ..., "yolox-nano": ...}.
+The last line is JSON: {"resnet20": ..., "mobilenet-v2": ..., "yolox-nano": ..., "swin-tiny": ...}.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from mmrazor_quant.engine.launch import register_codebase
 from mmrazor_quant.registry import MODELS
 
 MODELS_AND_SHAPES = {
-    'resnet20': ('resnet20_w8a8_cifar10.py', (64, 3, 32, 32)),
-    'mobilenet-v2': ('mobilenet-v2_w8a8_imagenet650.py', (8, 3, 224, 224)),
-    'yolox-nano': ('yolox-nano_w8a8_coco94.py', (4, 3, 416, 416)),
+    'resnet20': ('benchmark/resnet20_w8a8_cifar10.py', (64, 3, 32, 32)),
+    'mobilenet-v2': ('benchmark/mobilenet-v2_w8a8_imagenet650.py', (8, 3, 224, 224)),
+    'yolox-nano': ('benchmark/yolox-nano_w8a8_coco94.py', (4, 3, 416, 416)),
+    'swin-tiny': ('swin-tiny_w8a8_in1k.py', (4, 3, 224, 224)),
 }
-"""Benchmark config, and shape (batch, channels, height, width) of its images."""
+"""Config in ``configs/ptq``, and shape (batch, channels, height, width) of its images."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def make_jobs(config: str, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     """Build a network twice, once captured; returns their forwards on the same images."""
-    cfg = common.load_config(common.CONFIGS / 'ptq' / 'benchmark' / config, random=True)
+    cfg = common.load_config(common.CONFIGS / 'ptq' / config, random=True)
     register_codebase(cfg.default_scope)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         eager = common.load_float(cfg)
