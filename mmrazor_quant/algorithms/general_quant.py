@@ -375,13 +375,15 @@ def _follow(module: GeneralQuant, state_dict: dict[str, Any], prefix: str, *_: A
 
 def _take_over(module: GeneralQuant, incompatible: Any) -> None:
     """Finds out which quantizers a checkpoint has set; unless it is all or none of them, the model is uncalibrated."""
-    quantizers = dict(module._quantizers())
-    reasons = {path: reason for path, q in quantizers.items() if (reason := getattr(q, 'mismatch', None)) is not None}
-    if quantizers and len(reasons) == len(quantizers) and set(reasons.values()) == {ABSENT}:  # a float checkpoint
+    quantizers, missing = dict(module._quantizers()), set(incompatible.missing_keys)
+    absent = {path for path in quantizers if f'{_PREFIX}{path}.scale' in missing}
+    if absent == quantizers.keys() and 'quant_calibrated' in missing:  # a float checkpoint
         module.unmatched = {}
         own = tuple(name for name, _ in module.named_buffers(recurse=False))
         _forgive(incompatible.missing_keys, (*(f'{_PREFIX}{path}.' for path in quantizers), *own))
         return
+    found = {path: getattr(quantizer, 'mismatch', None) for path, quantizer in quantizers.items()}
+    reasons = {path: found[path] or ABSENT for path in quantizers if found[path] or path in absent}
     module.unmatched = reasons
     if not module.is_calibrated:
         return
@@ -396,7 +398,7 @@ def _take_over(module: GeneralQuant, incompatible: Any) -> None:
         )
         return
     for path, quantizer in quantizers.items():
-        if isinstance(quantizer, LearnedFakeQuantize) and not quantizer.is_initialized:
+        if isinstance(quantizer, LearnedFakeQuantize) and quantizer.was_plain:
             quantizer.set_qparams(quantizer.scale.detach().clone(), quantizer.zero_point.clone())
             _forgive(incompatible.missing_keys, (f'{_PREFIX}{path}.',))
 

@@ -38,7 +38,7 @@ class FakeQuantize(FakeQuantizeBase):
         activation_post_process: The observer.
         scale: float32, shape [1] or [C].
         zero_point: Integers, the shape of ``scale``.
-        scheme: int64, shape [5]: what the scales are made for, so that a checkpoint of another scheme is noticed.
+        scheme: int64, shape [6]: what the scales are made for, so that a checkpoint of another scheme is noticed.
         batch_axis: Dimension of the samples; None: the tensor, a weight, has none. The quantizer of a model sets it.
         mismatch: Why the state dict loaded last was not taken over; None: it was.
     """
@@ -51,6 +51,9 @@ class FakeQuantize(FakeQuantizeBase):
 
     tensors: ClassVar[tuple[str, ...]] = ('w', 'a')
     """What the class is for: weights, activations."""
+
+    is_dynamic: ClassVar[bool] = False
+    """Whether scales are those of the very tensor."""
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class LearnedFakeQuantize(FakeQuantize):
 
     Attributes:
         initialized: uint8, shape [1]: whether the parameters have their start values.
+        was_plain: Whether the state dict loaded last was that of a fake quantizer without trained parameters.
     """
 
     initialized: Tensor
@@ -39,6 +40,7 @@ class LearnedFakeQuantize(FakeQuantize):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer('initialized', torch.zeros(1, dtype=torch.uint8))
+        self.was_plain = False
 
     @abstractmethod
     def start(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -119,6 +121,10 @@ class LearnedFakeQuantize(FakeQuantize):
         self.settle()
         self.initialized.fill_(1)
         self._initialized = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self.was_plain = f'{prefix}scale' in state_dict and f'{prefix}initialized' not in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _mirror_switches(self) -> None:
         super()._mirror_switches()

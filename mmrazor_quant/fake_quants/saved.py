@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-FIELDS = ('quant_min', 'quant_max', 'is_symmetric', 'is_pot_scale', 'ch_axis')
+FIELDS = ('quant_min', 'quant_max', 'is_symmetric', 'is_pot_scale', 'ch_axis', 'is_dynamic')
 """The entries of the buffer ``scheme``: attributes of a fake quantizer that its scales depend on."""
 
 PLAIN = frozenset(('scale', 'zero_point', 'scheme', 'fake_quant_enabled', 'observer_enabled', 'initialized'))
@@ -39,7 +39,9 @@ def mismatch(quantizer: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
         for name, own, other in zip(FIELDS, scheme_record(quantizer), saved['scheme'].tolist(), strict=True):
             if own != other:
                 return f'{name} {other} in the checkpoint, {own} in the config'
-    unknown = saved.keys() - PLAIN - quantizer.state_dict().keys()
+    own = quantizer.state_dict().keys()
+    # Of learned scales it is not the parameter that is in use, but what follows from it.
+    unknown = saved.keys() - (PLAIN - {'initialized'}) - own
     absent = dict(quantizer.named_parameters(recurse=False)).keys() - saved.keys()
     # What was no learned quantizer gives a learned one its start values.
     return OTHER if unknown or (absent and 'initialized' in saved) else None

@@ -186,12 +186,12 @@ class Engine:
             task.quantizers[path] = quantizer
 
     def _check(self, tasks: list[Task]) -> None:
+        plans = all_gather_object([(task.name, *task.modules) for task in tasks])
         if not any(task.weights for task in tasks) and not any(task.quantizers for task in tasks):
             raise ValueError(
                 'reconstruction: nothing to learn; set qconfig.w_fake_quant.type to mmrazor.AdaRoundFakeQuantize, or '
                 'qconfig.a_fake_quant.type to mmrazor.QDropFakeQuantize'
             )
-        plans = all_gather_object([(task.name, *task.modules) for task in tasks])
         for rank, plan in enumerate(plans):
             if plan != plans[0]:
                 own, other = (sorted(unit[0] for unit in each) for each in (plans[0], plan))

@@ -25,8 +25,9 @@ _ISLAND = '_captured_island'
 MAX_PREPARED, MAX_LATER = 8, 64
 """How many graphs of one kind of call are kept: of the first, and of those captured last."""
 
-ENOUGH_SIZES = 3
-"""At how many sizes a graph has to come out the same before it is taken to hold for others, in a call not foreseen."""
+ENOUGH_SIZES, ENOUGH_GROWTH = 3, 1.5
+"""At how many sizes a graph has to come out the same before it is taken to hold for others, in a call not foreseen;
+and by how much a dimension has to have grown among these to be taken for free."""
 
 MAX_SIZES = 4096
 """How many input sizes are remembered that a graph does not hold for."""
@@ -71,6 +72,12 @@ class Signature:
                 leaves[position] = value.stand_in(leaves[position])
         return pytree.tree_unflatten(leaves, spec)
 
+    def note(self, other: Signature) -> None:
+        """Adds what was read of data samples in a call of this kind."""
+        for (_, own), (_, value) in zip(self.constants, other.constants, strict=True):
+            if isinstance(own, Watched):
+                own.reads.update(value.reads)
+
     def copied(self, memo: dict[int, Any]) -> Signature:
         """Returns the signature for a copy of the model: modules among the constants are those of the copy."""
         constants = tuple((i, _copied_constant(value, memo)) for i, value in self.constants)
@@ -91,10 +98,11 @@ class Capture:
     Args:
         graph: the graph.
         sizes: what :func:`sizes_of` says of the call that was captured, and of others that passed the guards.
-        exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows, or may have.
+        exact: whether it holds for ``sizes`` only: Python code used a size in a way that no guard shows.
         lower: makes the graph that is run; None: it is the graph itself.
         others: sizes that did not pass the guards.
-        unverified: whether it is exact only because no other size was seen yet.
+        confirmed: of a call that was not foreseen: sizes at which its graph came out as this one. It holds for others
+            as far as these tell.
     """
 
     graph: fx.Graph
@@ -102,7 +110,7 @@ class Capture:
     exact: bool = False
     lower: Lower | None = None
     others: set[tuple] = field(default_factory=set)
-    unverified: bool = False
+    confirmed: set[tuple] | None = None
     function: Callable | None = None
     guarded: bool = False
     _bare: Callable | None = None
@@ -127,13 +135,13 @@ class Capture:
     @property
     def is_general(self) -> bool:
         """Whether the graph holds for all sizes."""
-        return not (self.guarded or self.exact)
+        return not (self.guarded or self.exact or self.confirmed)
 
     def holds_for(self, module: nn.Module, inputs: list[Any], sizes: tuple) -> bool:
-        """Tells whether the graph holds for inputs of sizes not seen before, by running it without data."""
-        if self.exact or sizes in self.others:
+        """Tells whether the graph holds for inputs of sizes not seen before, by running it without data if need be."""
+        if self.exact or sizes in self.others or not (self.confirmed is None or _follows(self.confirmed, sizes)):
             return False
-        holds = _passes_guards(self.function, module, inputs)
+        holds = not self.guarded or _passes_guards(self.function, module, inputs)
         if not holds and len(self.others) >= MAX_SIZES:
             self.others.clear()
         (self.sizes if holds else self.others).add(sizes)
@@ -172,17 +180,17 @@ class Variant:
             What holds for the call: one of before, where the graph is its graph.
         """
         captures = self.captures.setdefault(training, [])
-        twin = next((c for c in captures if c.unverified and code_of(c.graph) == code_of(graph)), None)
+        twin = next((c for c in captures if c.confirmed and code_of(c.graph) == code_of(graph)), None)
         if twin is not None:
             twin.sizes.add(sizes)
-            # The same code for other sizes: none of them is a constant of it.
-            twin.exact = twin.unverified = len(twin.sizes) < ENOUGH_SIZES
+            twin.confirmed.add(sizes)
             return twin
+        # Of the same kind, but with another graph: a size is a constant of it, or guards tell them apart.
         for other in captures:
-            other.unverified = False
+            other.exact, other.confirmed = other.exact or bool(other.confirmed), None
         is_first = not captures
-        exact = is_first or any(c.exact for c in self.unique())
-        capture = Capture(graph, {sizes}, exact, lower, unverified=is_first)
+        exact = not is_first and any(c.exact for c in self.unique())
+        capture = Capture(graph, {sizes}, exact, lower, confirmed={sizes} if is_first else None)
         captures.append(capture)
         # The first ones are those the model was prepared with.
         del captures[MAX_PREPARED:-MAX_LATER]
@@ -245,12 +253,14 @@ class Island:
         variants = []
         for variant in self.variants:
             copies = {
-                id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower, set(c.others), c.unverified)
+                id(c): Capture(c.graph, set(c.sizes), c.exact, c.lower, set(c.others), c.confirmed and set(c.confirmed))
                 for c in variant.unique()
             }
             captures = {flag: [copies[id(c)] for c in cs] for flag, cs in variant.captures.items()}
             variants.append(Variant(variant.signature.copied(memo), captures))
-        return Island(self.path, variants, self.resized, self.recapture, self.lower, self.entries)
+        twin = Island(self.path, variants, self.resized, self.recapture, self.lower, self.entries)
+        twin._prepared = self._prepared
+        return twin
 
     def map_graphs(self, transform: Callable[[fx.Graph], fx.Graph], lower: Lower | None = None) -> None:
         """Replaces every graph.
@@ -292,7 +302,9 @@ class Island:
         try:
             if self.recapture is None:
                 raise CaptureError('it was called in another way than when it was captured')
-            graph = self.recapture(module, *signature.watched(args, kwargs), signature.dynamic)
+            tried = Signature.of(args, kwargs, signature.dynamic)
+            graph = self.recapture(module, *tried.watched(args, kwargs), signature.dynamic)
+            signature.note(tried)
         except CaptureError as error:
             self._refused.add(call)
             self._warn(f'a call of {self.path or "the model"} cannot be captured and runs in float: {error}')
@@ -370,6 +382,23 @@ def _passes_guards(function: Callable, module: nn.Module, inputs: list[Any]) -> 
     except Exception:  # a guard, or an operation that does not run without data: capture for this very size
         return False
     return True
+
+
+def _follows(confirmed: set[tuple], sizes: tuple) -> bool:
+    """Tells whether sizes differ from those that a graph was seen at only where these differed, enough of them."""
+    if len(confirmed) < ENOUGH_SIZES:
+        return False
+    seen = [_numbers(each) for each in confirmed]
+    own = _numbers(sizes)
+    return all(len(numbers) == len(own) for numbers in seen) and all(
+        number in column or max(column) >= ENOUGH_GROWTH * min(column)
+        for number, *column in zip(own, *seen, strict=True)
+    )
+
+
+def _numbers(sizes: tuple) -> list[Any]:
+    """Returns shapes and numbers in a row, with the number of dimensions of each."""
+    return [n for size in sizes for n in ((len(size), *size) if isinstance(size, tuple) else (size,))]
 
 
 def _constant(leaf: Any) -> Any:

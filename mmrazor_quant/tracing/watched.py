@@ -35,7 +35,7 @@ class Watched:
 
     def accepts(self, value: Any) -> bool:
         """Tells whether an argument is a data sample of which the same would be read."""
-        return type(value) is self.kind and all(_find(value, path) == read for path, read in self.reads.items())
+        return type(value) is self.kind and all(_alike(_find(value, path), read) for path, read in self.reads.items())
 
     def stand_in(self, element: BaseDataElement) -> BaseDataElement:
         """Returns an object of the data sample's class whose reads are recorded.
@@ -62,7 +62,12 @@ def _stand_in_class(element: BaseDataElement, reads: dict[Path, Any]) -> type:
     def read(self: Any, name: str) -> Any:
         if name.startswith('__'):
             return object.__getattribute__(self, name)
-        return _watch(getattr(element, name), (name,), reads)
+        try:
+            value = getattr(element, name)
+        except AttributeError:
+            reads[(name,)] = _MISSING
+            raise
+        return _watch(value, (name,), reads)
 
     def refuse(self: Any, *_: Any) -> NoReturn:
         raise CaptureError(f'its forward changes a {type(element).__name__}, or goes through all that it holds')
@@ -108,7 +113,8 @@ class _WatchedDict(dict):
         raise CaptureError(f'its forward goes through all of {".".join(map(str, self._path))} of a data sample')
 
     __iter__ = __len__ = __setitem__ = __delitem__ = __eq__ = __repr__ = _refuse
-    keys = values = items = copy = pop = update = setdefault = _refuse
+    __or__ = __ror__ = __ior__ = __ne__ = __reversed__ = _refuse
+    keys = values = items = copy = pop = popitem = update = setdefault = clear = _refuse
     __hash__ = None
 
 
@@ -117,6 +123,12 @@ def _find(element: BaseDataElement, path: Path) -> Any:
     for key in path[1:]:
         value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
     return value
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or not _is_plain(a):
+        return False
+    return len(a) == len(b) and all(map(_alike, a, b)) if isinstance(a, (tuple, list)) else a == b
 
 
 def _is_plain(value: Any) -> bool:

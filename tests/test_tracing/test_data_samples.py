@@ -64,6 +64,7 @@ READS = {
     'a number': lambda given: given[0].scale,
     'a number of the meta information': lambda given: sum(each.metainfo['scale'] for each in given),
     'a nested tuple': lambda given: given[1].metainfo['img_shape'][0],
+    'an attribute that is not there': lambda given: getattr(given[0], 'flip', 2) + hasattr(given[1], 'flip'),
     'what is not there': lambda given: given[0].metainfo.get('flip', 2) + ('flip' in given[0].metainfo),
 }
 
@@ -90,10 +91,19 @@ def test_what_differs_in_what_is_read_gets_its_own_graph():
     assert len(island.variants) == 3
 
 
-def test_what_was_absent_and_is_there_later():
-    model, reference, _ = captured(READS['what is not there'])
+@pytest.mark.parametrize('name', ['what is not there', 'an attribute that is not there'])
+def test_what_was_absent_and_is_there_later(name):
+    model, reference, _ = captured(READS[name])
     given = samples(flip=5)
     assert torch.equal(model(IMAGES, given), reference(IMAGES, given))
+
+
+def test_what_is_of_another_type_later():
+    model, reference, _ = captured(READS['a nested tuple'])
+    for shape in (np.array([8, 8]), [8, 8], (8.0, 8), (True, 8)):
+        given = samples()
+        given[1].set_metainfo(dict(img_shape=shape))
+        assert torch.equal(model(IMAGES, given), reference(IMAGES, given))
 
 
 def test_data_samples_are_not_kept():
@@ -123,6 +133,8 @@ REFUSED = {
     'tensors': lambda given: given[0].instances.boxes.mean(),
     'methods': lambda given: len(given[0].keys()),
     'all': lambda given: len(given[0].metainfo),
+    'a union': lambda given: len(given[0].metainfo | {}),
+    'a comparison': lambda given: 1 + (given[0].metainfo != {}),
 }
 
 
@@ -163,30 +175,70 @@ def count_captures(island: Island) -> list[int]:
 def test_a_call_of_a_new_kind_is_captured_at_few_sizes_only():
     model, reference, island = captured(READS['how many there are'])
     counted = count_captures(island)
-    for size in range(5, 15):
+    for size in (4, 6, 9, 5, 7, 8, 20, 3):
         x, given = torch.rand(3, 3, size, size + 1), samples(3)
         assert torch.equal(model(x, given), reference(x, given))
     assert len(counted) == island_module.ENOUGH_SIZES
 
 
-def test_a_call_of_a_new_kind_whose_code_counts_pixels_is_right_at_every_size():
-    def count(given):
-        return len(given)
+class Counting(Head):
+    def forward(self, x, given):
+        return super().forward(x, given) * list(range(x.shape[3] // 4 + 1))[-1]
 
+
+ORDERS = {
+    'each another': [(3, n, n) for n in (5, 6, 7, 8, 9, 16, 5)],
+    'first the width alone, then the height': [(3, 8, 8), (3, 8, 12), (3, 8, 16), (3, 16, 16), (3, 32, 8)],
+    'first the height alone': [(3, 8, 8), (3, 12, 8), (3, 24, 8), (3, 16, 16), (3, 16, 32)],
+    'within one count': [(3, 8, 8), (3, 9, 9), (3, 10, 10), (3, 16, 16), (3, 7, 7)],
+}
+
+
+@pytest.mark.parametrize('name', ORDERS)
+def test_a_call_of_a_new_kind_whose_code_counts_pixels_is_right_at_every_size(name):
     torch.manual_seed(0)
-    model = Model(Counting(count)).eval()
+    model = Model(Counting(len)).eval()
     reference = copy.deepcopy(model)
     given = samples()
     findings = find_islands(model, [lambda: model(IMAGES, given)], CustomTracer())
     findings.islands['head'].install(model.head)
-    for size in (5, 6, 7, 8, 9, 5):
-        x, given = torch.rand(3, 3, size, size), samples(3)
+    for batch, *size in ORDERS[name]:
+        x, given = torch.rand(batch, 3, *size), samples(batch)
         assert torch.equal(model(x, given), reference(x, given))
 
 
-class Counting(Head):
-    def forward(self, x, given):
-        return super().forward(x, given) * list(range(x.shape[3]))[-1]
+class Optional(nn.Module):
+    """Takes a mask or none, and counts rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x, mask=None):
+        x = self.conv(x) * list(range(x.shape[2] // 8 + 1))[-1]
+        return x if mask is None else x * mask
+
+
+def test_batches_of_another_kind_tell_nothing_of_image_sizes():
+    model = nn.Sequential(Optional()).eval()
+    reference = copy.deepcopy(model)
+    findings = find_islands(model, [lambda: model(torch.rand(2, 3, 16, 16))], CustomTracer())
+    for path, island in findings.islands.items():
+        island.install(model.get_submodule(path))
+    for batch, size in ((1, 16), (2, 16), (3, 16), (4, 16), (2, 32), (2, 64), (1, 16)):
+        x, mask = torch.rand(batch, 3, size, size), torch.rand(batch, 1, size, size)
+        assert torch.equal(model[0](x, mask), reference[0](x, mask))
+
+
+def test_copies_keep_as_many_graphs():
+    model, _, island = captured(READS['a number'])
+    for scale in range(10):
+        given = samples()
+        given[0].set_metainfo(dict(scale=scale))
+        model(IMAGES, given)
+    twin = Island.of(copy.deepcopy(model).head)
+    assert len(twin.variants) == len(island.variants) == 11
+    assert twin._prepared == 1
 
 
 class Branching(nn.Module):
