@@ -33,8 +33,8 @@ class WeightRangeMSE(PTQStep):
 
     The error is that of the layer's output on float calibration data, E[((w - q(w)) x)^2], or that of the weight
     itself, (w - q(w))^2, which knows nothing of what the weight is multiplied with: clipping a few large weights looks
-    cheap to it, but shifts the output. A weight that a function reads, that no data
-    reach, or whose scales run over another dimension than the output channels always gets the latter.
+    cheap to it, but shifts the output. A weight that a function reads, that no data reach, or whose scales run over
+    another dimension than the output channels always gets the latter.
 
     Args:
         error: ``'output'`` or ``'weight'``.
