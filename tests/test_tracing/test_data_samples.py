@@ -47,12 +47,12 @@ class Head(nn.Module):
         return self.conv(x) * self.read(given)
 
 
-def captured(read, **changes) -> tuple[Model, Model, Island | None]:
+def captured(read) -> tuple[Model, Model, Island | None]:
     """A model over its islands, the model it was, and the island of the head."""
     torch.manual_seed(0)
     model = Model(Head(read)).eval()
     reference = copy.deepcopy(model)
-    given = samples(**changes)
+    given = samples()
     findings = find_islands(model, [lambda: model(IMAGES, given)], CustomTracer())
     for path, island in findings.islands.items():
         island.install(model.get_submodule(path))
