@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from mmrazor_quant.graph.units import Unit, find_units
-from mmrazor_quant.tracing.island import Capture, Island, compile_graph
+from mmrazor_quant.tracing.code import compile_graph
+from mmrazor_quant.tracing.island import Capture, Island
 
 from .cache import ActivationCache
 from .samples import Call, Group, Values, chunks, group_calls, is_divisible, separate_calls

@@ -13,8 +13,9 @@ import torch.utils._pytree as pytree
 from mmengine.model import BaseModel
 from torch import fx, nn
 
+from .code import code_of
 from .errors import CaptureError, UnrecordedValueError
-from .island import Capture, Island, Signature, Variant, code_of, sizes_of
+from .island import Capture, Island, Signature, Variant, sizes_of
 from .nodes import EXTRAS
 from .recorder import Call, Example, Recording, record
 from .state import preserved, seeded

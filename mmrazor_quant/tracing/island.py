@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from mmengine.structures import BaseDataElement
 from torch import fx, nn
 
+from .code import code_of, compile_graph
 from .errors import CaptureError
 from .nodes import has_guards, without_guards
 from .untraced import UntracedCall
@@ -325,19 +326,6 @@ def _island_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return vars(self)[_ISLAND].run(self, args, kwargs)
 
 
-def code_of(graph: fx.Graph) -> str:
-    """Returns the code of a graph; tensors that are constants of it have names of their own."""
-    return graph.python_code('self').src
-
-
-def compile_graph(graph: fx.Graph) -> Callable:
-    """Returns a function ``forward(module, *inputs)`` that runs a graph over the submodules of ``module``."""
-    code = graph.python_code('self')
-    namespace = dict(code.globals)
-    exec(compile(code.src, '<captured forward>', 'exec'), namespace)
-    return namespace['forward']
-
-
 def islands_of(model: nn.Module) -> dict[str, nn.Module]:
     """Returns the modules of ``model`` that carry an island, by path in the order of ``named_modules``."""
     return {path: module for path, module in model.named_modules() if Island.of(module) is not None}
@@ -420,4 +408,4 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, plain) and isinstance(b, plain) and type(a) is type(b) and a == b
 
 
-__all__ = ['Capture', 'Island', 'Signature', 'Variant', 'code_of', 'compile_graph', 'islands_of', 'sizes_of']
+__all__ = ['Capture', 'Island', 'Signature', 'Variant', 'islands_of', 'sizes_of']

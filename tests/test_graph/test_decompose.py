@@ -12,7 +12,7 @@ from torch import nn
 
 from mmrazor_quant.graph.decompose import decompose_attention, mask_scores, scale_query
 from mmrazor_quant.tracing import CustomTracer
-from mmrazor_quant.tracing.island import compile_graph
+from mmrazor_quant.tracing.code import compile_graph
 
 
 def heads(queries=5, keys=5, size=4, seed=0):

@@ -13,7 +13,7 @@ from torch import nn
 from mmrazor_quant.graph.fold import find_foldable, fold
 from mmrazor_quant.graph.layers import folded_bias, folded_weight, is_linear_in_weight, quantized_layer_norm
 from mmrazor_quant.tracing import CustomTracer
-from mmrazor_quant.tracing.island import compile_graph
+from mmrazor_quant.tracing.code import compile_graph
 
 
 class Padded(nn.Conv2d):

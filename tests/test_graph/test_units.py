@@ -9,7 +9,8 @@ from small_models import Net, calibrate, images, qconfig, quantized, trained
 from torch import nn
 
 from mmrazor_quant.graph.units import find_units
-from mmrazor_quant.tracing.island import Island, compile_graph, islands_of
+from mmrazor_quant.tracing.code import compile_graph
+from mmrazor_quant.tracing.island import Island, islands_of
 
 
 class Residual(nn.Module):

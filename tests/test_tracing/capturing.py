@@ -10,8 +10,8 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from mmrazor_quant.tracing import CustomTracer
+from mmrazor_quant.tracing.code import compile_graph
 from mmrazor_quant.tracing.finder import equal
-from mmrazor_quant.tracing.island import compile_graph
 
 
 class Net(nn.Module):

@@ -97,7 +97,7 @@ def test_the_message_says_what_was_read():
 
 def test_a_failed_capture_leaves_the_tracer_usable():
     from mmrazor_quant.tracing import CustomTracer
-    from mmrazor_quant.tracing.island import compile_graph
+    from mmrazor_quant.tracing.code import compile_graph
 
     tracer = CustomTracer()
     with pytest.raises(DataDependentError):

@@ -146,7 +146,7 @@ def test_factories_follow_the_dtype_of_the_input():
 def test_a_size_of_the_dynamic_numbers_is_an_input():
     module = Net(lambda m, x, hw: x.reshape(x.shape[0], x.shape[1], hw[0] * hw[1]))
     from mmrazor_quant.tracing import CustomTracer
-    from mmrazor_quant.tracing.island import compile_graph
+    from mmrazor_quant.tracing.code import compile_graph
 
     graph = CustomTracer().capture(module, (SMALL, (8, 8)), {}, dynamic=frozenset({1, 2}))
 
