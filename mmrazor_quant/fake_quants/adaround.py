@@ -54,10 +54,10 @@ class AdaRoundFakeQuantize(FakeQuantize):
         """Keep learned integers.
 
         Args:
-            integers: Whole numbers in the range of the scheme, shape of the weight.
+            integers: Whole numbers in the range of the scheme, shape of the weight, on any device.
         """
         with torch.inference_mode(False):
-            self.integers = integers.detach().to(self._storage(), copy=True)
+            self.integers = integers.detach().to(self.scale.device, self._storage(), copy=True)
 
     def forget_integers(self) -> None:
         """Go back to rounding to nearest."""

@@ -192,7 +192,8 @@ class _Insertion:
             return
         tensor = site.node if result is self.replaced.get(site.node) else result
         # A reader that is alone may write to the quantized tensor instead.
-        if len(result.users) > 1 and self.memory.is_written_between(tensor, tensor, next(reversed(self.graph.nodes))):
+        last = next(iter(reversed(self.graph.nodes)))
+        if len(result.users) > 1 and self.memory.is_written_between(tensor, tensor, last):
             return
         node = max(filter(self._is_quantizer, result.users), key=self._levels, default=None)
         if node is None:

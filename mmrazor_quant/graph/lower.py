@@ -112,7 +112,7 @@ def _is_addition(node: Node) -> bool:
 
 def _is_safe(chain: _Chain, memory: Memory, graph: fx.Graph) -> bool:
     """Tells whether nobody writes to a tensor that would be read earlier or later than now, or kept for backward."""
-    last = next(reversed(graph.nodes))
+    last = next(iter(reversed(graph.nodes)))
     moved = [(chain.layer.args[2], chain.layer)]
     if chain.other is not None:
         moved.append((chain.other, chain.addition))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -23,7 +23,6 @@ class Stage(Enum):
     AFTER_CALIBRATION = 'after calibration, and after reconstruction if there is one'
 
 
-@runtime_checkable
 class StepModel(QuantModel, Protocol):
     """What the steps ask of :class:`mmrazor_quant.algorithms.GeneralQuant` in addition to what the loops do.
 
@@ -37,6 +36,14 @@ class StepModel(QuantModel, Protocol):
 
     def test_step(self, data: Any) -> Any:
         """Runs the model on a batch of a dataloader."""
+
+
+def has_what_steps_need(model: nn.Module) -> bool:
+    """Tells whether a model has all of :class:`StepModel`.
+
+    From Python 3.12 on, ``isinstance`` with a protocol does not see modules inside modules, as ``architecture`` is one.
+    """
+    return isinstance(model, QuantModel) and all(hasattr(model, name) for name in ('architecture', 'inserted'))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmrazor_quant.registry import TASK_UTILS
 
-from .base import PTQStep, Stage, StepContext, StepModel
+from .base import PTQStep, Stage, StepContext, has_what_steps_need
 
 
 class PTQSteps:
@@ -56,7 +56,7 @@ def build_steps(configs: Any, model: Any, field: str) -> PTQSteps:
     configs = () if configs is None else configs
     if isinstance(configs, (str, Mapping)) or not isinstance(configs, Sequence):
         raise TypeError(f'{field}: got {configs!r}, allowed: a list of dicts with a type out of {_known()}')
-    if configs and not isinstance(model, StepModel):
+    if configs and not has_what_steps_need(model):
         raise TypeError(f'{field}: got a {type(model).__name__}, allowed: mmrazor.GeneralQuant and classes like it')
     return PTQSteps([_build(config, f'{field}[{i}]') for i, config in enumerate(configs)])
 

@@ -74,7 +74,12 @@ def test_detectors_go_through_both_loops_and_checkpoints(name, boxes, tmp_path):
         )
         resumed.train()
         for key, value in trained.model.state_dict().items():
-            assert torch.equal(resumed.model.state_dict()[key], value), key
+            assert same(resumed.model.state_dict()[key], value), key
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # On a GPU sums of gradients are not added up in the same order each time.
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-5) if one.is_cuda else torch.equal(one, other)
 
 
 def prepared(name, boxes, folder, **changes):

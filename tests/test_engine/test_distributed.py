@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import run_script
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('distributed')
-    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    process = subprocess.run(
-        [*launcher, str(Path(__file__).with_name('distributed_run.py')), str(path)],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'},
-        capture_output=True, text=True, cwd=path)  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
+    run_script(Path(__file__).with_name('distributed_run.py'), path, processes=2)
     return path
 
 

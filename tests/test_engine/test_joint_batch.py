@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from joint_runs import RUNS
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = str(Path(__file__).with_name('joint_runs.py'))
-LAUNCHER = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+from processes import run_script
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('joint')
-    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'}
-    for command in ([], LAUNCHER):
-        process = subprocess.run(
-            [sys.executable, *command, SCRIPT, str(path)], env=environment, capture_output=True, text=True, cwd=path
-        )
-        assert process.returncode == 0, process.stderr[-3000:]
+    for processes in (1, 2):
+        run_script(Path(__file__).with_name('joint_runs.py'), path, processes)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.device import get_device
 
 PTQ = {'w_qscheme': {'bit': 8}, 'a_qscheme': {'bit': 8, 'is_symmetry': False}}
 LSQ = {'w_fake_quant': {'type': 'mmrazor.LSQFakeQuantize'}, 'a_fake_quant': {'type': 'mmrazor.LSQPlusFakeQuantize'}}
@@ -34,7 +35,7 @@ def scales(model) -> dict[str, torch.Tensor]:
 
 
 def saved_scales(checkpoint: str) -> dict[str, torch.Tensor]:
-    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    state = torch.load(checkpoint, weights_only=True, map_location=get_device())['state_dict']
     return {key.removesuffix('.scale'): value for key, value in state.items() if key.endswith('fake_quant.scale')}
 
 
@@ -53,7 +54,7 @@ def test_learned_parameters_start_from_the_ranges_of_plain_quantizers(make, chec
     runner = make('lsq', {**PTQ, **LSQ}, load_from=checkpoint, **STILL, train_cfg__observe_end=0)
     runner.train()
 
-    saved = torch.load(checkpoint, weights_only=True)['state_dict']
+    saved = torch.load(checkpoint, weights_only=True, map_location=get_device())['state_dict']
     for path, quantizer in runner.model.act_quantizers():
         scale, zero_point = saved[f'{path}.scale'], saved[f'{path}.zero_point']
         assert quantizer.is_initialized

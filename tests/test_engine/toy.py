@@ -92,7 +92,7 @@ class ToyNet(BaseModel):
         return self.head(self.backbone(inputs))
 
     def loss(self, inputs, data_samples):
-        labels = torch.tensor([sample.label for sample in data_samples])
+        labels = torch.tensor([sample.label for sample in data_samples], device=inputs.device)
         return {'loss': nn.functional.cross_entropy(self.logits(inputs), labels)}
 
     def predict(self, inputs, data_samples):

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
+from processes import run_script
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp('distributed')
-    paths = [str(HERE.parents[1]), str(HERE), str(HERE.parent), os.environ.get('PYTHONPATH', '')]
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    process = subprocess.run(
-        [*launcher, str(HERE / 'distributed_reconstruction_run.py'), str(folder)],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'MMRAZOR_QUANT_EAGER': '1'},
-        capture_output=True, text=True, cwd=folder)  # fmt: skip
-    assert process.returncode == 0, process.stderr[-3000:]
+    script = Path(__file__).with_name('distributed_reconstruction_run.py')
+    run_script(script, folder, processes=2, MMRAZOR_QUANT_EAGER='1')
     return [torch.load(folder / f'rank_{rank}.pth', weights_only=True) for rank in range(2)]
 
 

@@ -37,20 +37,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--models', nargs='+', choices=list(MODELS_AND_SHAPES), default=list(MODELS_AND_SHAPES))
     parser.add_argument('--rounds', type=int, default=15, help='rounds to take the medians of, at least 5')
     parser.add_argument('--threads', type=int, default=common.count_cores(), help='threads; default: one a core')
+    common.add_device(parser)
     args = parser.parse_args()
     if args.rounds < 5 or args.threads < 1:
         parser.error('--rounds takes 5 or more, --threads 1 or more')
     return args
 
 
-def make_jobs(config: str, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+def make_jobs(config: str, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], object]]:
     """Build a network twice, once captured; returns their forwards on the same images."""
     cfg = common.load_config(common.CONFIGS / 'ptq' / config, random=True)
     register_codebase(cfg.default_scope)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         eager = common.load_float(cfg)
         captured = MODELS.build(cfg.model).eval()
-    images = torch.randn(shape)
+    images = torch.randn(shape, device=device)
+    for network in (eager, captured):
+        network.to(device)
     return {'float': lambda: forward(eager, images), 'captured': lambda: forward(captured, images)}
 
 
@@ -65,10 +68,12 @@ def main() -> None:
     args = parse_args()
     common.set_up('capture', args.threads)
     ratios = {}
+    where = common.describe(args.device, args.threads)
     for name in args.models:
         config, shape = MODELS_AND_SHAPES[name]
-        print(f'{name}, images of shape {shape}, {args.threads} threads, {args.rounds} rounds', flush=True)
-        ratios[name] = common.summarize(common.measure(make_jobs(config, shape), args.rounds))['captured']
+        print(f'{name}, images of shape {shape}, {where}, {args.rounds} rounds', flush=True)
+        jobs = make_jobs(config, shape, args.device)
+        ratios[name] = common.summarize(common.measure(jobs, args.rounds, device=args.device))['captured']
     print(json.dumps(ratios))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -39,6 +40,18 @@ class OnTensors(GeneralQuant):
 def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device`` to a command line."""
+    parser.add_argument('--device', type=_device, default='cpu', help='cpu (default) or a GPU, such as cuda')
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f'torch has no device {text!r} here') from error
 
 
 def set_up(name: str, threads: int) -> None:
@@ -94,7 +107,11 @@ def load_images(cfg: Config, network: nn.Module, count: int, random: bool) -> Te
 
 
 def measure(
-    jobs: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2, settle: float = 0.0
+    jobs: dict[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    settle: float = 0.0,
+    device: torch.device | None = None,
 ) -> dict[str, list[float]]:
     """Time all jobs in turns.
 
@@ -104,6 +121,7 @@ def measure(
         warm_up: Runs of each before, to compile and to fill caches.
         settle: Seconds to wait before each turn, after which there is a run that is not timed: threads of a job may go
             on waiting actively for a while after it.
+        device: What the jobs run on, if not the CPU; the clock is stopped when it has done all of a job.
 
     Returns:
         Seconds by job and round.
@@ -117,10 +135,23 @@ def measure(
             if settle:
                 time.sleep(settle)
                 job()
+            wait_for(device)
             start = time.perf_counter()
             job()
+            wait_for(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def describe(device: torch.device, threads: int) -> str:
+    """Return what there is to say of where a benchmark runs."""
+    return f'{threads} threads' if device.type == 'cpu' else f'{device}, {torch.cuda.get_device_name(device)}'
+
+
+def wait_for(device: torch.device | None) -> None:
+    """Wait until a device, if there is one beside the CPU, has done all that it was told to."""
+    if device is not None and device.type != 'cpu':
+        torch.accelerator.synchronize(device)
 
 
 def summarize(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -67,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--fake-quants', default=','.join(FAKE_QUANTS), help='which to time, comma-separated')
     parser.add_argument('--rounds', type=int, default=21, help='rounds to take the medians of')
     parser.add_argument('--threads', type=int, default=common.count_cores(), help='threads; default: one a core')
+    common.add_device(parser)
     parser.add_argument('--random', action='store_true', help='random images and weights, where there are no data')
     args = parser.parse_args()
     args.fake_quants = args.fake_quants.split(',')
@@ -101,10 +102,10 @@ def quantized(cfg: Config, fake_quant: str, bits: str) -> nn.Module:
 
 
 def make_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Make the function that trains a network for one step."""
-    network.train()
+    """Make the function that trains a network for one step, on the device of the images."""
+    network.to(images.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    labels = [ClsDataSample().set_gt_label(i % 10) for i in range(len(images))]
+    labels = [ClsDataSample().set_gt_label(i % 10).to(images.device) for i in range(len(images))]
 
     def step() -> None:
         loss = network(images, labels, mode='loss')['loss']
@@ -115,8 +116,13 @@ def make_step(network: nn.Module, images: Tensor) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """Return the peak of what a step has allocated at a time, beyond what there was before."""
+def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    """Return the peak of what a step has allocated at a time on its device, beyond what there was before."""
+    if device.type != 'cpu':
+        before = torch.accelerator.memory_allocated(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        step()
+        return torch.accelerator.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
@@ -136,12 +142,13 @@ def main() -> None:
     with DefaultScope.overwrite_default_scope('mmcls'):
         cfg = common.load_config(MODELS[args.model], args.random)
         network = common.load_float(cfg)
-        images = common.load_images(cfg, network, args.batch, args.random)
+        images = common.load_images(cfg, network, args.batch, args.random).to(args.device)
         networks = {'float': network, **{name: quantized(cfg, name, args.bits) for name in args.fake_quants}}
         steps = {name: make_step(each, images) for name, each in networks.items()}
-    print(f'{args.model}, batches of {args.batch}, W/A {args.bits}, {args.threads} threads, {args.rounds} rounds')
-    times = common.summarize(common.measure(steps, args.rounds, warm_up=4))
-    memory = {name: peak_bytes(step) for name, step in steps.items()}
+    where = common.describe(args.device, args.threads)
+    print(f'{args.model}, batches of {args.batch}, W/A {args.bits}, {where}, {args.rounds} rounds')
+    times = common.summarize(common.measure(steps, args.rounds, warm_up=4, device=args.device))
+    memory = {name: peak_bytes(step, args.device) for name, step in steps.items()}
     figures = {name: {'time': times[name], 'memory': round(memory[name] / memory['float'], 3)} for name in times}
     print(json.dumps(figures))
 
