@@ -86,7 +86,8 @@ def runs(tmp_path_factory) -> tuple[Path, list[tuple[str, int]], str]:
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name('resume_runs.py')), str(folder / f'{part}.json')],
-                env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+                # A process that uses a GPU cannot be forked.
+                env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'CUDA_VISIBLE_DEVICES': ''},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder))  # fmt: skip
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in outputs]
