@@ -26,7 +26,7 @@ lint: env
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 8 --dist loadfile
 
 format: env
 	$(BIN)/ruff check --fix .

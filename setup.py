@@ -32,7 +32,7 @@ EXTRAS = {
     # by `pip install --no-deps mmdeploy==1.3.1`; these are the other packages that it imports.
     'mmdeploy': ['aenum>=3.1', 'dill>=0.3', 'multiprocess>=0.70', 'prettytable>=3.0', 'terminaltables>=3.1'],
     'quickstart': ['scikit-learn>=1.3'],
-    'dev': ['ruff', 'pytest>=8', 'hypothesis>=6.100'],
+    'dev': ['ruff', 'pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100'],
 }
 
 setup(

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from torch import fx
 
+MAX_VARIABLES = 256
+"""Functions of longer graphs have their values share variables; those of shorter ones do without, as it takes time."""
+
 
 def code_of(graph: fx.Graph) -> str:
     """Returns the code of a graph; tensors that are constants of it have names of their own."""
@@ -16,12 +19,12 @@ def code_of(graph: fx.Graph) -> str:
 def compile_graph(graph: fx.Graph) -> Callable:
     """Returns a function ``forward(module, *inputs)`` that runs a graph over the submodules of ``module``."""
     code = graph.python_code('self')
-    tree = ast.parse(code.src)
-    for statement in tree.body:
+    program = ast.parse(code.src) if len(graph.nodes) > MAX_VARIABLES else code.src
+    for statement in getattr(program, 'body', ()):
         if isinstance(statement, ast.FunctionDef):
             share_variables(statement)
     namespace = dict(code.globals)
-    exec(compile(tree, '<captured forward>', 'exec'), namespace)
+    exec(compile(program, '<captured forward>', 'exec'), namespace)
     return namespace['forward']
 
 
