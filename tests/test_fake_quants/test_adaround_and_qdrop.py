@@ -63,6 +63,14 @@ def test_integers_are_kept_in_the_smallest_type(bit, dtype):
     assert quantizer.integers.tolist() == [quantizer.quant_min, quantizer.quant_max]
 
 
+def test_integers_are_where_the_scale_is(weight):
+    quantizer = calibrated(AdaRoundFakeQuantize, weight).to('meta')
+
+    quantizer.set_integers(torch.zeros(weight.shape))
+
+    assert quantizer.integers.device.type == 'meta' and quantizer(weight.to('meta')).shape == weight.shape
+
+
 def test_the_state_dict_has_the_integers_or_none(weight):
     saved = calibrated(AdaRoundFakeQuantize, weight, is_per_channel=True, ch_axis=0)
     empty = saved.state_dict()
