@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +32,30 @@ def same_random_numbers():
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@contextlib.contextmanager
+def default_scopes_kept() -> Iterator[None]:
+    """Forget the scopes that runners set for the whole process; mmengine has no way to do so."""
+    scopes = DefaultScope._instance_dict
+    before = dict(scopes)
+    yield
+    scopes.clear()
+    scopes.update(before)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def default_scopes_of_the_module():
+    """No module depends on which ones ran before it in the same process."""
+    with default_scopes_kept():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def default_scopes_of_the_test():
+    """No test depends on which ones ran before it."""
+    with default_scopes_kept():
+        yield
 
 
 @pytest.fixture
