@@ -14,6 +14,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mmrazor_quant.ops import compiled
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -56,6 +58,18 @@ def default_scopes_of_the_test():
     """No test depends on which ones ran before it."""
     with default_scopes_kept():
         yield
+
+
+@pytest.fixture
+def compile_at_once(monkeypatch):
+    """Compile formulas from the first call on, as a test is too short to reach it; a failure to compile is an error."""
+
+    def refuse(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(compiled.switch, 'on', True)
+    monkeypatch.setattr(compiled.switch, 'patience', 0)
+    monkeypatch.setattr(compiled, '_give_up', refuse)
 
 
 @pytest.fixture

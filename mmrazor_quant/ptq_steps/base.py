@@ -39,7 +39,7 @@ class StepModel(QuantModel, Protocol):
 
 
 def has_what_steps_need(model: nn.Module) -> bool:
-    """Tells whether a model has all of :class:`StepModel`.
+    """Tells whether a model has what :class:`StepModel` asks for and not every model of mmengine has.
 
     From Python 3.12 on, ``isinstance`` with a protocol does not see modules inside modules, as ``architecture`` is one.
     """

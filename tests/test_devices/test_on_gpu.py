@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from mmrazor_quant import ops
 from mmrazor_quant.codebases import codebase_of, run_mode
 from mmrazor_quant.engine.launch import register_codebase
-from mmrazor_quant.ops import compiled
 from mmrazor_quant.tracing.island import Island, islands_of
 from mmrazor_quant.tracing.state import seeded
 
@@ -29,16 +29,14 @@ def same_algorithms(monkeypatch):
 
 
 @pytest.fixture(params=['eager', 'compiled'])
-def way(request, monkeypatch) -> str:
-    """Formulas in eager, or compiled from the first call on; a failure to compile is an error."""
-
-    def refuse(error: Exception) -> None:
-        raise error
-
-    monkeypatch.setattr(compiled.switch, 'on', request.param == 'compiled')
-    monkeypatch.setattr(compiled.switch, 'patience', 0)
-    monkeypatch.setattr(compiled, '_give_up', refuse)
-    return request.param
+def way(request) -> Iterator[None]:
+    """Formulas in eager, or compiled."""
+    if request.param == 'compiled':
+        request.getfixturevalue('compile_at_once')
+        yield
+    else:
+        with ops.eager_mode():
+            yield
 
 
 def on(device: str, *tensors: Tensor) -> list[Tensor]:
@@ -48,7 +46,6 @@ def on(device: str, *tensors: Tensor) -> list[Tensor]:
 
 def small() -> nn.Module:
     """Convolutions, an addition, a matrix product and a linear layer, as trained."""
-    torch.manual_seed(0)
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         x = self.first(x)

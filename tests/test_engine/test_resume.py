@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import environment_of
 from toy import dataloader
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def keep(number: int, **fields) -> dict:
@@ -78,16 +76,14 @@ def specifications(folder: Path, names: list[str]) -> list[dict]:
 def runs(tmp_path_factory) -> tuple[Path, list[tuple[str, int]], str]:
     """Run everything in two processes that fork; returns the folder, work directories with exit codes, the log."""
     folder = tmp_path_factory.mktemp('resume')
-    paths = [str(ROOT), str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
+    script = Path(__file__).with_name('resume_runs.py')
     processes = []
     for part in range(2):
         names = list(SETTINGS)[part::2]
         (folder / f'{part}.json').write_text(json.dumps(specifications(folder, names)))
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name('resume_runs.py')), str(folder / f'{part}.json')],
-                # A process that uses a GPU cannot be forked.
-                env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'CUDA_VISIBLE_DEVICES': ''},
+                [sys.executable, str(script), str(folder / f'{part}.json')], env=environment_of(script),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder))  # fmt: skip
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in outputs]

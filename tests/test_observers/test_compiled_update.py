@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmrazor_quant import ops
 from mmrazor_quant.observers import EMAMinMaxObserver, ExtremesObserver, MinMaxObserver
-from mmrazor_quant.ops import compiled
 from mmrazor_quant.qscheme import QScheme
 
 SCHEMES = {
@@ -25,12 +24,6 @@ def batches(count: int = 4) -> list[Tensor]:
     return [torch.randn(6, 50, generator=generator) * (i + 1) - i for i in range(count)]
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    monkeypatch.setattr(compiled.switch, 'patience', 0)
-    monkeypatch.setattr(compiled.switch, 'on', True)
-
-
 def follow_all(observer: ExtremesObserver, dtype: torch.dtype) -> list[Tensor]:
     found = [v for batch in batches() for v in observer.follow(batch.to(dtype))]
     return [*found, *observer.state_dict().values()]
@@ -39,9 +32,8 @@ def follow_all(observer: ExtremesObserver, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('scheme', SCHEMES)
 @pytest.mark.parametrize('kind', [MinMaxObserver, EMAMinMaxObserver])
-def test_follows_as_one_by_one(at_once, monkeypatch, kind, scheme, dtype):
+def test_follows_as_one_by_one(compile_at_once, kind, scheme, dtype):
     params = QScheme(**SCHEMES[scheme]).observer_params()
-    monkeypatch.setattr(compiled, '_give_up', lambda error: pytest.fail(str(error)))
     found = follow_all(kind(**params), dtype)
     with ops.eager_mode():
         expected = follow_all(kind(**params), dtype)
@@ -51,14 +43,14 @@ def test_follows_as_one_by_one(at_once, monkeypatch, kind, scheme, dtype):
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_bad_data_are_noticed_later(at_once, value):
+def test_bad_data_are_noticed_later(compile_at_once, value):
     observer = MinMaxObserver(**QScheme().observer_params())
     observer.follow(torch.tensor([1.0, value]))
     with pytest.raises(ValueError, match='NaN or infinite'):
         observer.calculate_qparams()
 
 
-def test_what_a_subclass_overrides_counts(at_once):
+def test_what_a_subclass_overrides_counts(compile_at_once):
     class Twice(MinMaxObserver):
         def observed_range(self) -> tuple[Tensor, Tensor]:
             return 2 * self.min_val, 2 * self.max_val
@@ -68,14 +60,14 @@ def test_what_a_subclass_overrides_counts(at_once):
     torch.testing.assert_close(scales[1], 2 * scales[0])
 
 
-def test_hooks_of_an_observer_are_called(at_once):
+def test_hooks_of_an_observer_are_called(compile_at_once):
     observer, seen = MinMaxObserver(**QScheme().observer_params()), []
     observer.register_forward_hook(lambda *_: seen.append(1))
     observer.follow(torch.ones(3))
     assert seen == [1]
 
 
-def test_empty_data_change_nothing(at_once):
+def test_empty_data_change_nothing(compile_at_once):
     observer = EMAMinMaxObserver(**QScheme().observer_params())
     before = {name: value.clone() for name, value in observer.state_dict().items()}
     observer.follow(torch.ones(0))
